@@ -1,0 +1,1 @@
+"""The top floor: the only place that knows all the others."""

@@ -1,0 +1,156 @@
+"""Whether a checkpoint replaces the incumbent, whether the run goes on, and why.
+
+The gate sees the split of its name and nothing of test. It compares prompt by prompt, because
+most of the noise is in which prompts were drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from loop.config import Config, Gate
+from loop.measure import bootstrap
+from store.database import Store
+from store.records import Checkpoint, CheckpointStatus, Decision, DecisionKind, Round
+
+Scores = dict[int, list[float]]
+"""Prompt id -> scores of its sampled answers."""
+
+
+def decide(
+    rule: Gate, checkpoint: Checkpoint, incumbent: Checkpoint, new: Scores, old: Scores, seed: int
+) -> Decision:
+    """Accept, reject or undecided, with the numbers it hangs on."""
+    seen: dict[str, float] = {}
+
+    def decided(decision: DecisionKind, by: str, reason: str) -> Decision:
+        return Decision(
+            decision=decision,
+            rule=by,
+            reason=reason,
+            model=checkpoint.model,
+            checkpoint_id=checkpoint.id,
+            incumbent_id=incumbent.id,
+            numbers=seen,
+        )
+
+    if checkpoint.status == "diverged":
+        return decided("reject", "diverged", "training met a loss or gradient that is not finite")
+    paired = sorted(new.keys() & old.keys())
+    if not paired:
+        return decided("reject", "unscored", "no held-out prompt has a score on both sides")
+    means = [(_mean(new[key]), _mean(old[key])) for key in paired]
+    gain, low, high = bootstrap([after - before for after, before in means], rule.resamples, seed)
+    seen |= {
+        "gain": gain,
+        "low": low,
+        "high": high,
+        "prompts": len(paired),
+        "score": _mean([after for after, _ in means]),
+        "incumbent_score": _mean([before for _, before in means]),
+        "min_gain": rule.min_gain,
+    }
+    by, interval = "paired bootstrap", f"gain {gain:+.3f} [{low:+.3f}, {high:+.3f}]"
+    interval += f" on {len(paired)} prompts"
+    if low > rule.min_gain:
+        return decided("accept", by, f"{interval}: the lower bound passes {rule.min_gain:g}")
+    if high < 0:
+        return decided("reject", by, f"{interval}: worse than the incumbent")
+    then = "goes on with it" if rule.undecided == "keep" else "goes on from the incumbent"
+    return decided("undecided", by, f"{interval}: not told apart; the run {then}")
+
+
+def first(checkpoint: Checkpoint, incumbent: Checkpoint) -> Decision:
+    """Round 0 has nothing to be compared with: what it made is where the run begins."""
+    diverged = checkpoint.status == "diverged"
+    return Decision(
+        model=checkpoint.model,
+        checkpoint_id=checkpoint.id,
+        incumbent_id=incumbent.id,
+        decision="reject" if diverged else "accept",
+        rule="diverged" if diverged else "first",
+        reason="the warm-up diverged" if diverged else "the run begins from it",
+    )
+
+
+def status_after(rule: Gate, decision: Decision) -> CheckpointStatus:
+    """What becomes of the checkpoint that was decided on."""
+    if decision.rule == "diverged":
+        return "diverged"
+    kept = decision.decision == "accept" or (
+        decision.decision == "undecided" and rule.undecided == "keep"
+    )
+    return "accepted" if kept else "rejected"
+
+
+def ending(store: Store, config: Config) -> Decision | None:
+    """The rule that ends the run now, or None when it goes on."""
+    rounds = store.rounds()
+    spent, limit = store.generated_tokens(), config.budget.generated_tokens
+    if rounds and 0 < limit <= spent and not _complete(rounds, config):
+        reason = f"{spent:,} tokens were generated; budget.generated_tokens is {limit:,}"
+        return Decision(decision="stop", rule="budget", reason=reason)
+    if not rounds or rounds[-1].status == "running":
+        return None
+    decided = _decisions(store)
+    if any(row["rule"] == "diverged" and row["number"] == 0 for row in decided):
+        return Decision(decision="stop", rule="diverged", reason="the warm-up diverged")
+    if (reached := _reached(store, config)) is not None:
+        return reached
+    if _complete(rounds, config):
+        reason = f"{config.rounds} rounds are done"
+        return Decision(decision="stop", rule="rounds", reason=reason)
+    return _out_of_patience(rounds, decided, config)
+
+
+def is_success(decision: Decision) -> bool:
+    """Whether the run ended because it did what it was asked to."""
+    return decision.rule in ("rounds", "target")
+
+
+def _complete(rounds: Sequence[Round], config: Config) -> bool:
+    done = rounds[-1].status != "running" and rounds[-1].number >= config.rounds
+    return config.rounds > 0 and done
+
+
+def _decisions(store: Store) -> list[dict[str, object]]:
+    return store.query(
+        "SELECT number, decision, rule, checkpoint.status AS status FROM decision "
+        "JOIN round ON round.id = decision.round_id "
+        "LEFT JOIN checkpoint ON checkpoint.id = decision.checkpoint_id "
+        "WHERE decision.run_id = :run AND decision.model IS NOT NULL"
+    )
+
+
+def _reached(store: Store, config: Config) -> Decision | None:
+    target = config.gate.target
+    if target is None:
+        return None
+    for model in config.models:
+        for each in store.evaluations(store.incumbent(model).id or 0):
+            if (each.split, each.metric) == ("gate", "score") and each.value >= target:
+                reason = f"{model} scores {each.value:.3f} on the gate split; target {target:g}"
+                return Decision(decision="stop", rule="target", reason=reason)
+    return None
+
+
+def _out_of_patience(
+    rounds: Sequence[Round], decided: Sequence[dict[str, object]], config: Config
+) -> Decision | None:
+    patience = config.gate.patience
+    kept = {row["number"] for row in decided if row["decision"] == "accept"}
+    if config.gate.undecided == "keep":
+        kept |= {row["number"] for row in decided if row["decision"] == "undecided"}
+    fruitless = 0
+    for each in reversed(rounds):
+        if each.number in kept or each.number == 0:
+            break
+        fruitless += 1
+    if patience == 0 or fruitless < patience:
+        return None
+    reason = f"{fruitless} rounds in a row gave no accepted checkpoint; gate.patience is {patience}"
+    return Decision(decision="stop", rule="patience", reason=reason)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

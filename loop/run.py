@@ -1,0 +1,305 @@
+"""From a configuration to a finished run: begin, go on, leave in order.
+
+Everything that can be wrong with what the user gave is checked before anything is written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import signal
+import threading
+import time
+import traceback
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from loop import config as configuration
+from loop import lease, names
+from loop.config import Config, Role
+from loop.progress import Progress
+from roles import plugins
+from store import checkpoints
+from store.database import Store
+from store.errors import UserError
+from store.records import Decision, Run, RunStatus
+
+DATABASE = "loop.db"
+PACKAGES = ("ratchet-loop", "torch", "transformers", "trl", "langgraph", "sqlmodel")
+ASKED_EVERY_S = 1.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run left off, and the exit code that says it."""
+
+    code: int
+    status: RunStatus
+    reason: str
+
+
+def find_run(given: Path | None, runs: Path) -> Path:
+    """The run directory that is meant: the given one, or the newest under `runs`."""
+    if given is not None:
+        for place in (given, runs / given):
+            if (place / DATABASE).is_file():
+                return place
+        raise UserError(f"no run in {given}: it has no {DATABASE}")
+    found = all_runs(runs)
+    if not found:
+        raise UserError(f"no run under {runs}/ yet; `loop start` begins one")
+    return found[-1]
+
+
+def all_runs(runs: Path) -> list[Path]:
+    """Run directories, the newest last."""
+    found = [path.parent for path in runs.glob(f"*/{DATABASE}")]
+    return sorted(found, key=lambda root: ((root / "config.json").stat().st_mtime_ns, root.name))
+
+
+def unfinished(runs: Path, config: Config) -> Path | None:
+    """The newest run of equal identity that has not ended."""
+    for root in reversed(all_runs(runs)):
+        store = Store(root / DATABASE)
+        run = store.run()
+        store.close()
+        waiting = run is not None and run.status in ("running", "interrupted", "failed")
+        if run is not None and waiting and run.identity == config.identity:
+            return root
+    return None
+
+
+def stored_config(root: Path) -> Config:
+    store = Store(root / DATABASE)
+    run = store.run()
+    store.close()
+    if run is None:
+        raise UserError(f"{root} holds no run: it was ended before it began; delete it")
+    return configuration.validate(run.config)
+
+
+def begin(config: Config, runs: Path, name: str) -> Path:
+    """Make a run directory with its store. The roles must have been checked."""
+    stem = f"{datetime.now():%Y-%m-%d-%H%M%S}-{name}"
+    root, number = runs / stem, 1
+    while root.exists():
+        number += 1
+        root = runs / f"{stem}-{number}"
+    try:
+        root.mkdir(parents=True)
+        (root / "checkpoints").mkdir()
+        (root / "logs").mkdir()
+    except OSError as error:
+        raise UserError(f"cannot make a run directory under {runs}: {error.strerror}") from None
+    store = Store(root / DATABASE, create=True)
+    store.create_run(
+        Run(
+            uuid=str(uuid.uuid4()),
+            name=root.name,
+            config=config.model_dump(mode="json"),
+            identity=config.identity,
+            seed=config.seed,
+            versions=versions(),
+        )
+    )
+    store.close()
+    _write_config(root, config)
+    return root
+
+
+def update(root: Path, config: Config) -> list[dict[str, Any]]:
+    """Give a run other operational settings. Returns what changed.
+
+    Raises UserError when the change makes another run.
+    """
+    changes = configuration.differences(stored_config(root), config)
+    other = [each for each in changes if not configuration.operational(each["key"])]
+    if other:
+        told = "; ".join(f"{each['key']}: {each['from']} -> {each['to']}" for each in other)
+        raise UserError(
+            f"{root} is another run than that; these settings cannot change: {told}. "
+            "Leave RUN out to begin a new one"
+        )
+    if changes:
+        store = Store(root / DATABASE)
+        store.change_config(config.model_dump(mode="json"), changes)
+        store.close()
+        _write_config(root, config)
+    return changes
+
+
+def _write_config(root: Path, config: Config) -> None:
+    made = root / "config.json.new"
+    made.write_text(json.dumps(config.model_dump(mode="json"), indent=2) + "\n")
+    made.replace(root / "config.json")
+
+
+def load_roles(config: Config) -> dict[int, Any]:
+    """Every role the configuration names, made and checked: id() of its table -> the role.
+
+    Raises UserError for the first that cannot be made.
+    """
+    wanted: list[tuple[str, Role]] = [
+        ("judge", config.evaluate.judge),
+        ("proposer", config.evaluate.proposer),
+    ]
+    tracks = [*config.track.values(), *([] if config.warmup is None else [config.warmup])]
+    for track in tracks:
+        wanted += [(role, getattr(track, role)) for role in configuration.ROLES]
+    for model in config.models.values():
+        wanted += [("engine", model.engine), ("trainer", model.trainer)]
+        if model.path != "embedded":
+            checkpoints.locate(model.path)
+    if config.warmup is not None:
+        wanted.append(("trainer", config.warmup.trainer))
+    for role, table in wanted:
+        _check_model(config, role, table)
+    return {id(table): plugins.load(role, table.use, table.options) for role, table in wanted}
+
+
+def _check_model(config: Config, role: str, table: Role) -> None:
+    known = ["round", *(f"model:{name}" for name in config.models)]
+    if table.model is not None and role != "judge":
+        raise UserError(f"{role} {table.use!r} has no option 'model'; only a judge asks a model")
+    if table.model is not None and table.model not in known:
+        raise UserError(
+            f"judge {table.use!r} asks the model {table.model!r}; there are: {', '.join(known)}"
+        )
+
+
+def versions() -> dict[str, str]:
+    """Of Python, the packages that matter, and a digest of our own code."""
+    home = Path(__file__).resolve().parent.parent
+    code = hashlib.sha256()
+    for name in names.OURS:
+        for file in sorted((home / name).rglob("*.py")):
+            code.update(file.read_bytes())
+    found = {package: version(package) for package in PACKAGES}
+    return found | {"python": platform.python_version(), "code": code.hexdigest()[:16]}
+
+
+def drive(root: Path, progress: Progress, roles: dict[int, Any], config: Config) -> Outcome:
+    """Drive a run until a rule ends it, somebody stops it or a stage fails.
+
+    `roles` are those that load_roles made of `config`, which is the run's own.
+    Raises UserError when what the user gave turns out to be wrong.
+    """
+    for key in ("LANGSMITH_TRACING", "LANGSMITH_TRACING_V2", "LANGCHAIN_TRACING_V2"):
+        os.environ[key] = "false"
+    from loop import graph
+
+    store = Store(root / DATABASE)
+    try:
+        with lease.held(store) as lost, _signals() as asked:
+            context = graph.Context(
+                store=store,
+                config=config,
+                roles=roles,
+                progress=progress,
+                stopping=_stopping(store, lost, asked),
+            )
+            store.set_status("running")
+            try:
+                outcome = _drive(context)
+            finally:
+                progress.abandon()
+                context.close_policy()
+            return outcome
+    finally:
+        store.close()
+
+
+def _drive(context: Any) -> Outcome:
+    from loop import gate, graph
+
+    store, config = context.store, context.config
+    try:
+        graph.tidy(context)
+        machine = graph.build()
+        state = graph.State(run=store.run().uuid, round=0)
+        machine.invoke(state, {"recursion_limit": graph.NO_STEP_LIMIT}, context=context)
+    except KeyboardInterrupt:
+        store.set_status("interrupted")
+        return Outcome(130, "interrupted", "interrupted; what was committed is kept")
+    except UserError:
+        store.set_status("failed")
+        raise
+    except Exception:  # noqa: BLE001 - shown whole, and the run stops with code 4
+        store.set_status("failed")
+        return Outcome(4, "failed", traceback.format_exc())
+    ending: Decision | None = gate.ending(store, config)
+    if ending is None:
+        raise RuntimeError("the graph ended and no rule ended the run")
+    status: RunStatus = "done" if gate.is_success(ending) else "stopped"
+    store.set_status(status, ending)
+    return Outcome(0 if status == "done" else 3, status, ending.reason)
+
+
+def discard(root: Path) -> None:
+    """Delete a run that never got as far as asking a prompt."""
+    store = Store(root / DATABASE)
+    began = store.query("SELECT 1 FROM asked LIMIT 1")
+    store.close()
+    if not began:
+        shutil.rmtree(root)
+
+
+@contextmanager
+def _signals() -> Iterator[threading.Event]:
+    """The first interrupt asks the run to stop after its batch; the second stops it at once."""
+    asked = threading.Event()
+
+    def ask(number: int, frame: object) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _stopping(store: Store, lost: threading.Event, asked: threading.Event) -> Callable[[], bool]:
+    """Whether the run is to stop: by signal, by `loop stop`. Raises when the lease is lost."""
+    last = [0.0, False]
+
+    def stopping() -> bool:
+        if lost.is_set():
+            raise UserError(f"another process has taken over {store.root}")
+        if time.monotonic() - last[0] >= ASKED_EVERY_S:
+            last[:] = [time.monotonic(), store.stop_requested()]
+        return asked.is_set() or bool(last[1])
+
+    return stopping
+
+
+def request_stop(root: Path) -> bool:
+    """Ask a run's driver to stop after its batch. False: nobody drives it."""
+    store = Store(root / DATABASE)
+    try:
+        run = store.run()
+        alive = run is not None and run.driver is not None and not lease.is_dead(run.driver)
+        if alive:
+            store.request_stop()
+        return alive
+    finally:
+        store.close()
+
+
+def describe_changes(changes: Sequence[dict[str, Any]]) -> str:
+    return ", ".join(f"{each['key']} {each['from']} -> {each['to']}" for each in changes)

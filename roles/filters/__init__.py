@@ -1,0 +1,1 @@
+"""How judgements become examples."""

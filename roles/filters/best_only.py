@@ -1,0 +1,60 @@
+"""One demonstration a prompt: the best candidate, to imitate.
+
+Source: rejection sampling as in RAFT, arXiv 2304.06767, algorithm 1: of each prompt's candidates
+the one with the highest score is trained on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from roles.filters.eligibility import Eligibility, best_first, by_candidate, drop
+from roles.protocols import History
+from store.records import Call, Dropped, Example, Group, Judgement, Selection
+
+
+class BestOnly:
+    """min_score: a best candidate below it gives nothing. None takes it whatever its score."""
+
+    rule = "best_only"
+
+    def __init__(
+        self,
+        min_score: float | None = None,
+        min_tokens: int = 0,
+        max_tokens: int | None = None,
+        truncated: bool = False,
+    ):
+        self.min_score = min_score
+        self.eligibility = Eligibility(min_tokens, max_tokens, truncated)
+
+    def select(
+        self,
+        groups: Sequence[Group],
+        judgements: Sequence[Judgement],
+        history: History,
+        call: Call,
+    ) -> Selection:
+        judged = by_candidate(judgements)
+        examples: list[Example] = []
+        dropped: list[Dropped] = []
+        for group in groups:
+            sorted_ = self.eligibility.sort(group, judged)
+            if not sorted_.kept:
+                dropped.append(drop(group, sorted_.main_loss))
+                continue
+            best = best_first(sorted_.kept)[0]
+            if self.min_score is not None and best.score < self.min_score:
+                dropped.append(drop(group, "all wrong"))
+                continue
+            examples.append(
+                Example(
+                    kind="demonstration",
+                    asked_id=group.asked_id,
+                    prompt=group.prompt,
+                    chosen=best.candidate,
+                    rule=self.rule,
+                    chosen_judgement_id=best.judgement_id,
+                )
+            )
+        return Selection(examples=tuple(examples), dropped=tuple(dropped))

@@ -1,0 +1,67 @@
+"""One pair a prompt: the best candidate against the worst.
+
+Source: Self-Rewarding Language Models, arXiv 2401.10020, section 2.3: the highest and the lowest
+score make the pair, and a prompt whose two are equal gives none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from roles.filters.eligibility import (
+    Eligibility,
+    Reason,
+    best_first,
+    by_candidate,
+    check_min_margin,
+    drop,
+    pair,
+)
+from roles.protocols import History
+from store.records import Call, Dropped, Example, Group, Judgement, Selection
+
+
+class BestWorst:
+    """min_margin: the least difference of scores that makes a pair. A tie never does."""
+
+    rule = "best_worst"
+
+    def __init__(
+        self,
+        min_margin: float = 0.0,
+        min_tokens: int = 0,
+        max_tokens: int | None = None,
+        truncated: bool = False,
+    ):
+        self.min_margin = check_min_margin(min_margin)
+        self.eligibility = Eligibility(min_tokens, max_tokens, truncated)
+
+    def select(
+        self,
+        groups: Sequence[Group],
+        judgements: Sequence[Judgement],
+        history: History,
+        call: Call,
+    ) -> Selection:
+        judged = by_candidate(judgements)
+        examples: list[Example] = []
+        dropped: list[Dropped] = []
+        for group in groups:
+            found = self._pair(group, judged)
+            if isinstance(found, Example):
+                examples.append(found)
+            else:
+                dropped.append(drop(group, found))
+        return Selection(examples=tuple(examples), dropped=tuple(dropped))
+
+    def _pair(self, group: Group, judged: dict[int, Judgement]) -> Example | Reason:
+        sorted_ = self.eligibility.sort(group, judged)
+        if len(sorted_.kept) < 2:
+            return sorted_.main_loss
+        ranked = best_first(sorted_.kept)
+        best, worst = ranked[0], ranked[-1]
+        if best.score <= worst.score:
+            return "tie"
+        if best.score - worst.score < self.min_margin:
+            return "margin"
+        return pair(group, best, worst, self.rule)

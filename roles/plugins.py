@@ -1,0 +1,141 @@
+"""Find a role's class by name and make it from the options a configuration gives.
+
+A built-in is a plug-in like any other: an entry point. `__init__`'s signature is the list of
+options; nothing is registered by import and no file is put on sys.path.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Mapping
+from difflib import get_close_matches
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+from pydantic import ConfigDict, ValidationError, create_model
+
+from roles import protocols
+from store.errors import UserError, unknown
+
+PROTOCOLS: dict[str, type] = {
+    "engine": protocols.Engine,
+    "proposer": protocols.Proposer,
+    "generator": protocols.Generator,
+    "judge": protocols.Judge,
+    "filter": protocols.Filter,
+    "trainer": protocols.Trainer,
+}
+GROUPS = {role: f"loop.{role}s" for role in PROTOCOLS}
+
+
+def names(role: str) -> list[str]:
+    """The names that installed packages offer for a role."""
+    return sorted({point.name for point in entry_points(group=GROUPS[role])})
+
+
+def find(role: str, spec: str) -> type:
+    """The class that `spec` names: an entry point, `module:Name` or `path/file.py:Name`."""
+    if ":" not in spec:
+        points = {point.name: point for point in entry_points(group=GROUPS[role])}
+        if spec not in points:
+            raise unknown(role, spec, points)
+        found = points[spec].load()
+    else:
+        place, _, name = spec.rpartition(":")
+        module = _from_file(role, Path(place)) if place.endswith(".py") else _module(role, place)
+        if not hasattr(module, name):
+            classes = [key for key, value in vars(module).items() if inspect.isclass(value)]
+            raise unknown(f"{role} in {place}", name, classes)
+        found = getattr(module, name)
+    return _checked(role, spec, found)
+
+
+def load(role: str, spec: str, options: Mapping[str, Any]) -> Any:
+    """The role that `spec` names, made with `options`.
+
+    Raises UserError for a name that is not there, an option it does not have, or a value that
+    does not fit the option's annotation.
+    """
+    found = find(role, spec)
+    return found(**checked_options(role, spec, found, options))
+
+
+def checked_options(
+    role: str, spec: str, found: type, options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """`options` converted to what the annotations of `found.__init__` say, defaults left out."""
+    if found.__init__ is object.__init__:  # type: ignore[misc]
+        parameters: list[inspect.Parameter] = []
+    else:
+        parameters = list(inspect.signature(found, eval_str=True).parameters.values())
+    fields: dict[str, Any] = {}
+    for parameter in parameters:
+        kind = Any if parameter.annotation is parameter.empty else parameter.annotation
+        default = ... if parameter.default is parameter.empty else parameter.default
+        fields[parameter.name] = (kind, default)
+    for key in options:
+        if key not in fields:
+            near = get_close_matches(key, fields, n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            known = ", ".join(fields) or "none"
+            raise UserError(f"{role} {spec!r} has no option {key!r}; {hint}its options: {known}")
+    model = create_model(
+        "Options", __config__=ConfigDict(extra="forbid", arbitrary_types_allowed=True), **fields
+    )
+    try:
+        valid = model(**options)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise UserError(
+            f"{role} {spec!r}, option {where!r}: {first['msg']} (found {first.get('input')!r})"
+        ) from None
+    return {name: getattr(valid, name) for name in valid.model_fields_set}
+
+
+def _module(role: str, name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not name.startswith(error.name):
+            raise
+        raise UserError(
+            f"no module named {name!r} to take a {role} from; "
+            f"for a file write its path, as in path/to/{name.rsplit('.', 1)[-1]}.py:Name"
+        ) from None
+
+
+def _from_file(role: str, path: Path) -> Any:
+    if not path.is_file():
+        raise UserError(f"no file {str(path)!r} to take a {role} from")
+    # The name holds the path, so two files of one name do not meet, and a record made by the
+    # module can still find its own annotations through sys.modules.
+    name = f"_plugin_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}_{path.stem}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _checked(role: str, spec: str, found: Any) -> type:
+    protocol = PROTOCOLS[role]
+    needed = [name for name in vars(protocol) if not name.startswith("_")]
+    missing = [name for name in needed if not callable(getattr(found, name, None))]
+    if not inspect.isclass(found) or missing:
+        lacks = f"it has no method {', '.join(missing)}" if missing else "it is not a class"
+        raise UserError(f"{spec!r} is not a {role}: {lacks}")
+    return found

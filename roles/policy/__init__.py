@@ -1,0 +1,1 @@
+"""The engines a checkpoint is sampled and scored with."""

@@ -1,0 +1,148 @@
+"""What each role must do: one method each (a policy: sample and score).
+
+Roles compute, the loop persists. A role is a plain function of records, is told the policy at
+every call because it changes every round, and can be tried without a database.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+from store.records import (
+    Call,
+    Checkpoint,
+    Completion,
+    Example,
+    Group,
+    Judgement,
+    Prompt,
+    Sampling,
+    Selection,
+    Split,
+    TokenLogprobs,
+    Training,
+)
+
+
+@runtime_checkable
+class Policy(Protocol):
+    """One checkpoint, ready to sample and to score."""
+
+    def sample(
+        self, prompts: Sequence[Prompt], *, sampling: Sampling, seeds: Sequence[Sequence[int]]
+    ) -> list[list[Completion]]:
+        """One completion for each seed of each prompt, in order; equal seeds give equal ones."""
+        ...
+
+    def logprobs(
+        self,
+        prompts: Sequence[Prompt],
+        completions: Sequence[Completion],
+        *,
+        dropout_seed: int | None = None,
+    ) -> list[TokenLogprobs]:
+        """Raw log-probabilities of each completion's tokens after its prompt.
+
+        dropout_seed: keep the model's dropout on, drawn from this seed; None switches it off.
+        """
+        ...
+
+    def write(self, text: str) -> Completion:
+        """`text` as a completion that nobody sampled: encoded, with the end of turn."""
+        ...
+
+    def prompt_ids(self, prompt: Prompt) -> list[int]:
+        """The token ids that the prompt becomes, up to where the answer begins."""
+        ...
+
+    def close(self) -> None:
+        """Free the memory that it holds."""
+        ...
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """What opens a checkpoint as a policy."""
+
+    def open(self, checkpoint: Checkpoint) -> Policy:
+        """The policy. Weights may be loaded at the first call that needs them."""
+        ...
+
+
+class History(Protocol):
+    """What a role may ask about earlier rounds."""
+
+    def asked(self) -> frozenset[str]:
+        """Digests of the prompts that this run asked for training in earlier rounds."""
+        ...
+
+    def held_out(self) -> frozenset[str]:
+        """Digests of the prompts kept for gate, test and anchor."""
+        ...
+
+
+@runtime_checkable
+class Proposer(Protocol):
+    """Where a round's prompts come from."""
+
+    def propose(
+        self, count: int, split: Split, history: History, policy: Policy, call: Call
+    ) -> list[Prompt]:
+        """Up to `count` different prompts of `split`, none of them held out for another split."""
+        ...
+
+
+@runtime_checkable
+class Generator(Protocol):
+    """How candidates are made: plain sampling, refining, contrast, search."""
+
+    def generate(
+        self, prompts: Sequence[Prompt], policy: Policy, call: Call
+    ) -> list[list[Completion]]:
+        """Each prompt's completions, in the order of the prompts."""
+        ...
+
+
+@runtime_checkable
+class Judge(Protocol):
+    """Groups in, judgements out: one for each candidate, in any order, each naming its own."""
+
+    def judge(
+        self, groups: Sequence[Group], policy: Policy | None, call: Call
+    ) -> list[Judgement]: ...
+
+
+@runtime_checkable
+class Filter(Protocol):
+    """Judgements to examples."""
+
+    def select(
+        self,
+        groups: Sequence[Group],
+        judgements: Sequence[Judgement],
+        history: History,
+        call: Call,
+    ) -> Selection:
+        """Examples, and for each group that gave none the reason."""
+        ...
+
+
+@runtime_checkable
+class Trainer(Protocol):
+    """Examples to a checkpoint."""
+
+    def train(
+        self,
+        examples: Sequence[Example],
+        start: Checkpoint,
+        reference: Checkpoint,
+        into: Path,
+        call: Call,
+    ) -> Training:
+        """Train from `start` and leave weights, tokenizer and generation config in `into`.
+
+        `into` may hold what an earlier, killed call saved: then go on from there.
+        """
+        ...

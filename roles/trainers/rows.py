@@ -1,0 +1,103 @@
+"""Examples as the token ids that are trained, and their batches.
+
+Ids go from the record into the tensor: nothing is tokenised, ended or cut on the way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from roles.policy.encoding import prompt_ids
+from store.errors import UserError
+from store.records import Candidate, Example, Prompt
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A prompt and one completion."""
+
+    ids: NDArray[np.int64]
+    trained: NDArray[np.bool_]
+    """Which ids the loss sees: those of the completion that its mask does not hide."""
+
+    @property
+    def tokens(self) -> int:
+        return int(self.trained.sum())
+
+
+@dataclass(frozen=True)
+class Row:
+    """One example, encoded."""
+
+    id: int
+    weight: float
+    chosen: Tokens
+    rejected: Tokens | None
+
+
+def encode(tokenizer: Any, examples: Sequence[Example]) -> list[Row]:
+    """A row for each example, in order."""
+    prompts: dict[str, list[int]] = {}
+    rows = []
+    for example in examples:
+        if example.id is None:
+            raise ValueError(f"an example is stored before it is trained on: {example}")
+        digest = example.prompt.digest
+        if digest not in prompts:
+            prompts[digest] = _prompt(tokenizer, example.prompt)
+        sides = [_tokens(prompts[digest], side) for side in (example.chosen, example.rejected)]
+        for side in sides:
+            if side is not None and not side.tokens:
+                raise UserError(f"example {example.id} has an answer with no token to train on")
+        chosen, rejected = sides
+        assert chosen is not None
+        rows.append(Row(example.id, example.weight, chosen, rejected))
+    return rows
+
+
+def _prompt(tokenizer: Any, prompt: Prompt) -> list[int]:
+    ids = prompt_ids(tokenizer, prompt)
+    if not ids:
+        # The first token of a text has nothing before it to be predicted from, so it would be
+        # left out of the loss.
+        raise UserError(f"the chat template makes no token of the prompt {prompt.messages}")
+    return ids
+
+
+def _tokens(prompt: list[int], candidate: Candidate | None) -> Tokens | None:
+    if candidate is None:
+        return None
+    mask = candidate.trained_mask
+    if mask is None:
+        mask = (True,) * len(candidate.token_ids)
+    if len(mask) != len(candidate.token_ids):
+        raise ValueError(
+            f"candidate {candidate.id}: {len(candidate.token_ids)} tokens, a mask of {len(mask)}"
+        )
+    return Tokens(
+        np.array([*prompt, *candidate.token_ids], dtype=np.int64),
+        np.array([*(False,) * len(prompt), *mask], dtype=np.bool_),
+    )
+
+
+def pad(sequences: Sequence[Tokens]) -> dict[str, Tensor]:
+    """input_ids, attention_mask and completion_mask [B, T], filled up on the right with 0."""
+    shape = (len(sequences), max(len(sequence.ids) for sequence in sequences))
+    ids, seen, trained = (np.zeros(shape, dtype=np.int64) for _ in range(3))
+    for index, sequence in enumerate(sequences):
+        length = len(sequence.ids)
+        ids[index, :length] = sequence.ids
+        seen[index, :length] = 1
+        trained[index, :length] = sequence.trained
+    return {
+        "input_ids": torch.from_numpy(ids),
+        "attention_mask": torch.from_numpy(seen),
+        "completion_mask": torch.from_numpy(trained),
+    }

@@ -1,0 +1,64 @@
+"""Open a database: the only place that knows which database it is.
+
+A transaction says whether it will write. On SQLite a writing one takes the lock when it begins:
+one that reads first and then writes could otherwise fail half-way with "database is locked",
+whatever the busy timeout.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.exc import DatabaseError
+from sqlmodel import Session
+
+from store.errors import UserError
+
+BUSY_TIMEOUT_S = 30.0
+NEWEST_WAL_BYTES = 64 << 20
+
+
+def connect(database: Path) -> Engine:
+    """An engine on the SQLite file `database`, which is made if its folder exists."""
+    engine = create_engine(f"sqlite:///{database}", connect_args={"timeout": BUSY_TIMEOUT_S})
+
+    @event.listens_for(engine, "connect")
+    def prepare(connection: sqlite3.Connection, _: Any) -> None:
+        # None: the sqlite3 module begins no transaction of its own; `begin` below does.
+        connection.isolation_level = None
+        for pragma in (
+            "journal_mode = WAL",
+            "synchronous = FULL",
+            "foreign_keys = ON",
+            f"journal_size_limit = {NEWEST_WAL_BYTES}",
+        ):
+            connection.execute(f"PRAGMA {pragma}")
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        writes = connection.get_execution_options().get("writes", False)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+    return engine
+
+
+@contextmanager
+def transaction(engine: Engine, *, writes: bool) -> Iterator[Session]:
+    """A session that commits when the block ends and rolls back when it raises."""
+    try:
+        with (
+            engine.connect().execution_options(writes=writes) as connection,
+            Session(connection, expire_on_commit=False, autoflush=False) as session,
+            connection.begin(),
+        ):
+            yield session
+            session.flush()
+    except DatabaseError as error:
+        if isinstance(error.orig, sqlite3.DatabaseError) and "not a database" in str(error.orig):
+            raise UserError(f"{engine.url.database} is not a SQLite database") from None
+        raise

@@ -1,0 +1,151 @@
+"""Records to rows and back: the only place that knows how a field is kept in a column."""
+
+from __future__ import annotations
+
+import sys
+from array import array
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from store.records import (
+    Candidate,
+    Checkpoint,
+    Completion,
+    Evaluation,
+    Judgement,
+    Message,
+    Prompt,
+    Round,
+    Run,
+    Sampling,
+)
+
+R = TypeVar("R")
+
+
+def pack(token_ids: tuple[int, ...]) -> bytes:
+    """Token ids as little-endian uint32."""
+    packed = array("I", token_ids)
+    if sys.byteorder == "big":
+        packed.byteswap()
+    return packed.tobytes()
+
+
+def unpack(packed: bytes) -> tuple[int, ...]:
+    ids = array("I", packed)
+    if sys.byteorder == "big":
+        ids.byteswap()
+    return tuple(ids)
+
+
+def prompt_row(prompt: Prompt, run_id: int) -> dict[str, Any]:
+    return {
+        "run_id": run_id,
+        "messages": [{"role": turn.role, "content": turn.content} for turn in prompt.messages],
+        "reference": prompt.reference,
+        "task": prompt.task,
+        "origin": prompt.origin,
+        "split": prompt.split,
+        "digest": prompt.digest,
+        "columns": prompt.columns,
+        "parent_prompt_id": prompt.parent_prompt_id,
+        "parent_candidate_id": prompt.parent_candidate_id,
+    }
+
+
+def prompt_record(row: Any) -> Prompt:
+    return Prompt(
+        id=row.id,
+        messages=tuple(Message(**turn) for turn in row.messages),
+        reference=row.reference,
+        task=row.task,
+        origin=row.origin,
+        split=row.split,
+        columns=row.columns,
+        parent_prompt_id=row.parent_prompt_id,
+        parent_candidate_id=row.parent_candidate_id,
+    )
+
+
+def candidate_row(
+    completion: Completion,
+    asked_id: int,
+    index: int,
+    checkpoint_id: int | None,
+    sampling: dict[str, Any] | None,
+) -> dict[str, Any]:
+    """`sampling` is the completion's own as JSON; a batch shares one, so it is converted once."""
+    mask = completion.trained_mask
+    return {
+        "asked_id": asked_id,
+        "index": index,
+        "text": completion.text,
+        "token_ids": pack(completion.token_ids),
+        "tokens": len(completion.token_ids),
+        "trained_mask": None if mask is None else bytes(mask),
+        "finish_reason": completion.finish_reason,
+        "logprob": completion.logprob,
+        "seed": completion.seed,
+        "sampling": sampling,
+        "checkpoint_id": checkpoint_id,
+    }
+
+
+def candidate_record(row: Any) -> Candidate:
+    return Candidate(
+        id=row.id,
+        asked_id=row.asked_id,
+        index=row.index,
+        text=row.text,
+        token_ids=unpack(row.token_ids),
+        trained_mask=None if row.trained_mask is None else tuple(map(bool, row.trained_mask)),
+        finish_reason=row.finish_reason,
+        logprob=row.logprob,
+        seed=row.seed,
+        sampling=None if row.sampling is None else Sampling(**row.sampling),
+        checkpoint_id=row.checkpoint_id,
+    )
+
+
+def judgement_record(row: Any) -> Judgement:
+    return Judgement(
+        id=row.id,
+        candidate_id=row.candidate_id,
+        score=row.score,
+        status=row.status,
+        reason=row.reason,
+        variance=row.variance,
+    )
+
+
+def checkpoint_record(row: Any) -> Checkpoint:
+    return _like(Checkpoint, row, path=Path(row.path))
+
+
+def checkpoint_row(checkpoint: Checkpoint) -> dict[str, Any]:
+    row = asdict(checkpoint)
+    del row["id"]
+    return row | {"path": str(checkpoint.path)}
+
+
+def evaluation_record(row: Any) -> Evaluation:
+    return _like(Evaluation, row)
+
+
+def run_record(row: Any) -> Run:
+    return _like(Run, row, changes=tuple(row.changes))
+
+
+def round_record(row: Any) -> Round:
+    return _like(Round, row)
+
+
+def _like(record: type[R], row: Any, **converted: Any) -> R:
+    same: Mapping[str, Any] = {
+        item.name: getattr(row, item.name)
+        for item in fields(cast(Any, record))
+        if item.name not in converted
+    }
+    return record(**same, **converted)
