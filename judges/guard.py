@@ -23,10 +23,12 @@ _FUNCTIONS = frozenset(
     | {"exp", "log", "ln", "sqrt", "Abs"}
 )
 _FORMULA = re.compile(r"[\w\s+\-*/().]*", re.ASCII)
-_LONGEST_FORMULA = 1_000
-_MOST_NODES = 300
-_MOST_DIGITS = 500
-_LARGEST_EXPONENT = 100
+# Twice what the references of these tasks need. Simplifying what still passes takes seconds at
+# the worst; with exponents up to 100 it took 15.
+_LONGEST_FORMULA = 500
+_MOST_NODES = 200
+_MOST_DIGITS = 300
+_LARGEST_EXPONENT = 20
 _DEEPEST_CALL = 2
 
 # complex_arithmetic gives full marks to nan, and a Fraction of 1e999999999 fills the memory.
@@ -36,7 +38,7 @@ _NO_CODE = re.compile(r"[\w\s]*")
 
 def objection(task: str, answer: str, reference: str) -> str | None:
     """Why `answer` must not reach the scorer of `task`, in words; None when it may."""
-    if answer == reference:
+    if answer.strip() == reference.strip():
         return None
     limit = max(LONGEST_ANSWER, 2 * len(reference))
     if len(answer) > limit:

@@ -10,6 +10,7 @@ import contextlib
 import io
 import json
 import math
+from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
@@ -21,8 +22,9 @@ from store.records import Prompt
 # These have one right answer, and their scorers also take others: game_of_life_halting takes any
 # text; letter_jumble, spell_backward and word_sorting take the right one with guesses behind it.
 _ONE_ANSWER = frozenset({"game_of_life_halting", "letter_jumble", "spell_backward", "word_sorting"})
-# coin_flip gives full marks to a prefix: "0" for every probability.
-_ONE_NUMBER = {"coin_flip": 1e-4}
+# coin_flip gives full marks to a prefix ("0" for every probability) and to what is 1e-4 away, which
+# "0" also is from some. The number is relative to the reference.
+_ONE_NUMBER = {"coin_flip": Fraction(1, 10_000)}
 # Prints what it thinks of each wrong move.
 _TALKS = frozenset({"tower_of_hanoi"})
 
@@ -52,11 +54,12 @@ def score_entry(prompt: Prompt, answer: str) -> tuple[float, str]:
     if why := objection(task, answer, reference):
         return 0.0, f"it was kept from the scorer of {task!r}: {why}"
     if task in _ONE_ANSWER:
-        return float(answer.casefold() == reference.strip().casefold()), "letter case aside"
+        return float(_evened(answer) == _evened(reference)), ""
     if task in _ONE_NUMBER:
         number, right = read_number(answer), read_number(reference)
-        near = None not in (number, right) and abs(number - right) <= _ONE_NUMBER[task]  # type: ignore[operator]
-        return float(near), f"within {_ONE_NUMBER[task]}"
+        if number is None or right is None:
+            return 0.0, "it is not a number"
+        return float(abs(number - right) <= _ONE_NUMBER[task] * abs(right)), ""
     dataset = _dataset(task, json.dumps(column["options"], sort_keys=True))
     entry = {"question": "", "answer": reference, "metadata": column["metadata"]}
     quiet = (
@@ -70,6 +73,11 @@ def score_entry(prompt: Prompt, answer: str) -> tuple[float, str]:
     if not math.isfinite(value) or not 0.0 <= value <= 1.0:
         return 0.0, f"the scorer of {task!r} gave {value}, which is no share of 1"
     return value, f"the scorer of {task!r} gave {value:.4g}"
+
+
+def _evened(text: str) -> str:
+    """Letter case, white space and the space after a comma do not make an answer wrong."""
+    return " ".join(text.casefold().replace(",", ", ").split())
 
 
 @lru_cache(maxsize=256)

@@ -29,6 +29,8 @@ from store.records import Sampling
 
 HERE = Path(__file__).parent
 ROLES = ("proposer", "generator", "judge", "filter")
+SPELLED = (*ROLES, "engine", "trainer")
+"""Tables for which a string may stand: `judge = "verifier"` is `judge = { use = "verifier" }`."""
 Tables = dict[str, Any]
 OPERATIONAL: JsonDict = {"operational": True}
 """Marks a setting that may change during a run; a change of any other makes another run."""
@@ -62,10 +64,10 @@ class Role(Frozen):
 
     @property
     def label(self) -> str:
-        """Its name in the store: what is used, told apart by its options where it has any."""
-        if not self.options:
-            return self.use
-        return f"{self.use}#{_digest(self.options)[:6]}"
+        """Its name in the store: what is used, told apart by its model and options, if any."""
+        told_apart = self.model_dump(mode="json")
+        del told_apart["use"]
+        return f"{self.use}#{_digest(told_apart)[:6]}" if told_apart else self.use
 
 
 class Track(Frozen):
@@ -298,6 +300,10 @@ def merge(lower: Tables, upper: Tables) -> Tables:
     merged = {} if replaced else dict(lower)
     for key, value in upper.items():
         under = merged.get(key)
+        if key in SPELLED and isinstance(under, str | dict) and isinstance(value, str | dict):
+            under, value = (
+                {"use": each} if isinstance(each, str) else each for each in (under, value)
+            )
         both = isinstance(under, dict) and isinstance(value, dict)
         merged[key] = merge(cast(Tables, under), value) if both else value
     return merged
@@ -348,10 +354,14 @@ def _warmup(tables: Tables, top_track: Tables) -> Tables | None:
 
 def _must_be_tables(tables: Tables) -> None:
     for key in USER_KEYS - {"rounds", "seed", "batch_prompts", "prompts"}:
-        if key in (*ROLES, "trainer", "engine") and isinstance(tables.get(key), str):
+        if key in SPELLED and isinstance(tables.get(key), str):
             tables[key] = {"use": tables[key]}
         if not isinstance(tables.get(key, {}), dict):
             raise UserError(f"{key} is a table, found {tables[key]!r}")
+    for key in ("track", "models"):
+        for name, table in tables.get(key, {}).items():
+            if not isinstance(table, dict):
+                raise UserError(f"{key}.{name} is a table, found {table!r}")
 
 
 def validate(expanded: Tables) -> Config:
@@ -364,7 +374,8 @@ def validate(expanded: Tables) -> Config:
         if first["type"] == "extra_forbidden":
             raise unknown("setting", place, _setting_names(first["loc"][:-1])) from None
         said = first["msg"].removeprefix("Value error, ")
-        found = "" if first["type"] == "missing" else f", found {_short(first['input'])}"
+        whole = first["type"] == "missing" or not place
+        found = "" if whole else f", found {_short(first['input'])}"
         raise UserError(f"{place or 'configuration'}: {said}{found}") from None
 
 
@@ -396,16 +407,20 @@ def _parse(path: Path) -> Tables:
     return cast(Tables, _resolved(tables, path.resolve().parent))
 
 
-def _resolved(tables: Any, base: Path, key: str = "") -> Any:
+def _resolved(tables: Any, base: Path, place: tuple[str, ...] = ()) -> Any:
     """Paths made absolute: they are relative to the file that names them."""
     if isinstance(tables, dict):
-        return {name: _resolved(value, base, name) for name, value in tables.items()}
-    if not isinstance(tables, str):
+        return {name: _resolved(value, base, (*place, name)) for name, value in tables.items()}
+    if not isinstance(tables, str) or not place:
         return tables
-    if key == "use" and ".py:" in tables and not tables.startswith("/"):
+    key, of_model = place[-1], place[:-1] == ("model",) or place[:-2] == ("models",)
+    if key in ("use", *SPELLED) and ".py:" in tables and not tables.startswith("/"):
         return str(base / tables)
-    is_path = key.endswith("_path") or (key == "path" and (base / tables).exists())
-    return str(base / Path(tables).expanduser()) if is_path else tables
+    if not (key == "path" or key.endswith("_path")) or (of_model and tables == "embedded"):
+        return tables
+    path = base / Path(tables).expanduser()
+    # Of a model, what is no folder may be a name on the Hub.
+    return tables if of_model and not path.exists() else str(path)
 
 
 def _assigned(assignment: str) -> Tables:

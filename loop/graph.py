@@ -322,7 +322,7 @@ def _sample(
             return
         groups = context.store.groups(*rows.key, batch)
         policy = context.policy(writer)
-        with context.timed("policy"):
+        with context.timed("in policy"):
             answers = answer([group.prompt for group in groups], policy)
         if len(answers) != len(groups) or not all(answers):
             counts = [len(each) for each in answers]
@@ -350,7 +350,7 @@ def _judge(context: Context, rows: Rows, role: Role, model: str) -> None:
         groups = context.store.groups(*rows.key, batch)
         asked = _judging_checkpoint(context, role, model)
         policy = None if asked is None else context.policy(asked)
-        with context.timed("judge"):
+        with context.timed("in judge"):
             concluded = judging.judge(groups, policy, call)
         _refuse_others(groups, concluded, role.use)
         by = None if asked is None else str(asked.path)
@@ -431,7 +431,7 @@ def _train(context: Context, round: Round, model: str, examples: Sequence[Exampl
         part.mkdir(parents=True, exist_ok=True)
         trainer = cast(Trainer, context.role(context.config.trainer(round.number, model)))
         call = context.call(round, model, "train")
-        with context.timed("trainer"):
+        with context.timed("in trainer"):
             training = trainer.train(examples, start, start, part, call)
         (part / checkpoints.TRAINING).write_bytes(kept.dump_json(training))
         checkpoints.publish(final)
@@ -539,6 +539,8 @@ def gate(state: State, runtime: Runtime[Context]) -> None:
             decisions.append(decision)
             statuses[cast(int, checkpoint.id)] = rules.status_after(config.gate, decision)
     store.close_round(cast(int, round.id), "done", decisions, statuses)
+    for each in decisions:
+        context.progress.say(f"round {round.number}  {each.model}: {each.decision}, {each.reason}")
     tidy(context)
 
 

@@ -7,12 +7,14 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import psutil
 
 from store.database import Store
 from store.errors import UserError
+from store.records import Run
 
 TIMEOUT = timedelta(seconds=60)
 """A driver on another machine that has been silent for so long counts as dead."""
@@ -37,8 +39,24 @@ def is_dead(driver: str) -> bool:
         return True
 
 
+def is_alive(run: Run) -> bool:
+    """Whether the run has a driver that lives, as far as this machine can tell."""
+    if run.driver is None or run.driver_seen is None or is_dead(run.driver):
+        return False
+    here = run.driver.rsplit(":", 2)[0] == socket.gethostname()
+    return here or datetime.now(UTC) - run.driver_seen < TIMEOUT
+
+
+def driven(root: Path, driver: str) -> UserError:
+    """The error for a run that another process drives."""
+    host, pid, _ = driver.rsplit(":", 2)
+    return UserError(
+        f"{root} is being driven by process {pid} on {host}; `loop stop {root}` ends it"
+    )
+
+
 @contextmanager
-def held(store: Store) -> Iterator[threading.Event]:
+def held(store: Store, *, renewed_every_s: float = RENEWED_EVERY_S) -> Iterator[threading.Event]:
     """Hold the run's lease. The event is set if another process takes it.
 
     Raises UserError when another process drives the run.
@@ -46,20 +64,22 @@ def held(store: Store) -> Iterator[threading.Event]:
     run, name = store.run(), own_name()
     assert run is not None
     dead = [run.driver] if run.driver is not None and is_dead(run.driver) else []
-    other = store.take_lease(name, timeout=TIMEOUT, dead=dead)
+    # A process of this machine is known to live or not, however long it has been silent.
+    ours = run.driver is not None and run.driver.rsplit(":", 2)[0] == socket.gethostname()
+    other = store.take_lease(name, timeout=timedelta.max if ours else TIMEOUT, dead=dead)
     if other is not None:
-        host, pid, _ = other.rsplit(":", 2)
-        raise UserError(
-            f"{store.root} is being driven by process {pid} on {host}; "
-            f"`loop stop {store.root}` ends it"
-        )
+        raise driven(store.root, other)
     lost, done = threading.Event(), threading.Event()
 
     def renew() -> None:
-        while not done.wait(RENEWED_EVERY_S):
-            if not store.renew_lease(name):
+        renewed = True
+        try:
+            while renewed and not done.wait(renewed_every_s):
+                renewed = False
+                renewed = store.renew_lease(name)
+        finally:
+            if not renewed:
                 lost.set()
-                return
 
     thread = threading.Thread(target=renew, name="lease", daemon=True)
     thread.start()

@@ -135,6 +135,8 @@ def _checked(role: str, spec: str, found: Any) -> type:
     protocol = PROTOCOLS[role]
     needed = [name for name in vars(protocol) if not name.startswith("_")]
     missing = [name for name in needed if not callable(getattr(found, name, None))]
+    # A judge without `score` would be found out when it is made, as a bug of ours.
+    missing += sorted(getattr(found, "__abstractmethods__", ()))
     if not inspect.isclass(found) or missing:
         lacks = f"it has no method {', '.join(missing)}" if missing else "it is not a class"
         raise UserError(f"{spec!r} is not a {role}: {lacks}")

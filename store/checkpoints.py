@@ -69,6 +69,8 @@ def remove(path: Path) -> None:
     """Delete a folder such that no half of it is ever found under its name."""
     if path.exists():
         gone = path.with_name(path.name + ".gone")
+        if gone.exists():
+            shutil.rmtree(gone)  # an earlier deletion of the same name was interrupted
         path.rename(gone)
         shutil.rmtree(gone)
 
@@ -84,7 +86,9 @@ def link_best(root: Path, path: Path) -> None:
     link = root / "checkpoints" / "best"
     made = link.with_name("best.new")
     made.unlink(missing_ok=True)
-    made.symlink_to(os.path.relpath(path, link.parent))
+    # Relative inside the run, so that it can be moved; what lies elsewhere stays where it is.
+    inside = path.is_relative_to(link.parent)
+    made.symlink_to(path.relative_to(link.parent) if inside else path.absolute())
     made.replace(link)
 
 

@@ -28,7 +28,7 @@ CheckpointKind = Literal["full", "adapter"]
 CheckpointStatus = Literal["trained", "accepted", "rejected", "diverged", "pruned"]
 DecisionKind = Literal["accept", "reject", "undecided", "stop", "pause"]
 
-STRICT = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+STRICT = ConfigDict(extra="forbid", arbitrary_types_allowed=True, ser_json_inf_nan="constants")
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -297,7 +297,7 @@ class Round:
     counts: dict[str, dict[str, int]] = field(default_factory=dict)
     """"purpose:track" -> how many of what. Kept in the transactions that write the rows."""
     seconds: dict[str, float] = field(default_factory=dict)
-    """Stage -> wall time; "policy", "judge" and "trainer" -> the part spent in the roles."""
+    """Stage -> wall time; "in policy", "in judge", "in trainer" -> the part spent in the roles."""
     started: datetime | None = None
     ended: datetime | None = None
     id: int | None = None

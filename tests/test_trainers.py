@@ -384,7 +384,7 @@ def test_a_training_that_is_asked_to_stop_saves_and_goes_on(
     options = {"epochs": 3.0, "micro_batch_size": 2, "schedule": "cosine"}
     whole = train(small(**options), examples, start, tmp_path / "whole")
     into = tmp_path / "into"
-    for stop_after in (2, 1, 99):
+    for stop_after in (2, 1, 3, 99):
         asked = iter(range(1, 99))
         call = replace(CALL, stopping=lambda n=stop_after, asked=asked: next(asked) == n)
         if stop_after == 99:

@@ -21,24 +21,31 @@ _CLASSES = (string.digits, string.ascii_lowercase, string.ascii_uppercase)
 
 
 class Demonstrations:
-    """One completion of each prompt: its reference answer, or what `column` holds.
+    """n completions of each prompt: its reference answer, or what `column` holds.
 
-    mistakes: the share of answers in which one character is wrong.
+    mistakes: the share of answers in which one character is wrong, drawn for each of the n apart.
     """
 
     def __init__(
-        self, mistakes: Annotated[float, Field(ge=0, le=1)] = 0.0, column: str | None = None
+        self,
+        n: Annotated[int, Field(ge=1)] = 1,
+        mistakes: Annotated[float, Field(ge=0, le=1)] = 0.0,
+        column: str | None = None,
     ) -> None:
+        self.n = n
         self.mistakes = mistakes
         self.column = column
 
     def generate(
         self, prompts: Sequence[Prompt], policy: Policy, call: Call
     ) -> list[list[Completion]]:
-        """Each prompt's one completion."""
-        return [[policy.write(self._answer(prompt, call))] for prompt in prompts]
+        """Each prompt's n completions."""
+        return [
+            [policy.write(self._answer(prompt, index, call)) for index in range(self.n)]
+            for prompt in prompts
+        ]
 
-    def _answer(self, prompt: Prompt, call: Call) -> str:
+    def _answer(self, prompt: Prompt, index: int, call: Call) -> str:
         found = prompt.reference if self.column is None else prompt.columns.get(self.column)
         if not isinstance(found, str):
             place = "reference answer" if self.column is None else f"text in column {self.column!r}"
@@ -46,7 +53,7 @@ class Demonstrations:
                 f"the prompt {prompt.messages[-1].content[:60]!r} has no {place} to demonstrate; "
                 "give it one, or name the column that has (option 'column')"
             )
-        chance = random.Random(call.seed_for(prompt.digest, "mistake"))
+        chance = random.Random(call.seed_for(prompt.digest, "mistake", index))
         return with_mistake(found, chance) if chance.random() < self.mistakes else found
 
 

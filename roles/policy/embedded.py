@@ -18,41 +18,25 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTra
 from roles.policy.transformers import quiet
 
 HIDDEN = 128
-LAYERS = 4
+LAYERS = 2
 HEADS = 4
 INTERMEDIATE = 384
 POSITIONS = 512
-VOCABULARY = 1024
+VOCABULARY = 430
 
 PAD, USER, SYSTEM, ASSISTANT, END = "<|pad|>", "<|user|>", "<|system|>", "<|assistant|>", "<|end|>"
 
 # What the tokenizer learns its merges from: tasks that are quick to make and written in the words
 # that reasoning-gym's prompts use.
 TASKS = (
-    "base_conversion",
     "basic_arithmetic",
-    "calendar_arithmetic",
     "chain_sum",
-    "coin_flip",
-    "count_bits",
-    "count_primes",
-    "decimal_chain_sum",
-    "fraction_simplification",
     "gcd",
-    "gsm_symbolic",
-    "lcm",
-    "leg_counting",
     "letter_counting",
-    "number_format",
-    "number_sorting",
-    "prime_factorization",
     "products",
     "spell_backward",
-    "time_intervals",
-    "word_sequence_reversal",
-    "word_sorting",
 )
-PROMPTS_PER_TASK = 200
+PROMPTS_PER_TASK = 100
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -74,6 +58,7 @@ def build(into: Path, seed: int) -> None:
         num_key_value_heads=HEADS,
         max_position_embeddings=POSITIONS,
         tie_word_embeddings=True,
+        initializer_range=0.05,  # such a small model starts learning sooner than from 0.02
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,

@@ -147,8 +147,8 @@ class TransformersPolicy:
     def close(self) -> None:
         """Free the memory of the weights; a later call would load them again."""
         self._weights = None
-        gc.collect()
         if self._device.type == "cuda":
+            gc.collect()
             torch.cuda.empty_cache()
 
     @cached_property

@@ -79,7 +79,18 @@ class _Task:
         self.name = name
         self.weight = float(weight)
         self.options = options
-        make_dataset(name, options, seed=0, size=1)
+        self._check_options()
+
+    def _check_options(self) -> None:
+        """Some options pass the data set's own check and fail at its first entry."""
+        dataset = make_dataset(self.name, self.options, seed=0, size=1)
+        try:
+            dataset[0]
+        except (LookupError, ValueError, TypeError) as error:
+            raise UserError(
+                f"the reasoning-gym task {self.name!r} makes no entries with {self.options}: "
+                f"{error}"
+            ) from error
 
 
 class _Stream:

@@ -15,9 +15,10 @@ from datasets import Dataset
 from torch import Tensor
 from trl import SFTConfig, SFTTrainer
 
+from roles.trainers.guards import Guarded
 from roles.trainers.rows import pad
 from roles.trainers.supervised import Supervised
-from roles.trainers.training import Guarded, Session, session
+from roles.trainers.training import Session, session
 from store.errors import UserError
 from store.records import Call, Checkpoint, Example, Training
 

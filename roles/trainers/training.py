@@ -10,10 +10,8 @@ import copy
 import gc
 import hashlib
 import json
-import logging
 import math
 import shutil
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -21,16 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PrinterCallback,
-    Trainer,
-    TrainerCallback,
-)
-from transformers.utils import logging as transformers_logging
+from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback
 
 from roles.trainers import saves
+from roles.trainers.guards import Diverged, Watch, quiet
 from roles.trainers.options import OPERATIONAL, Options
 from roles.trainers.rows import Row, encode
 from store.errors import UserError
@@ -38,10 +30,6 @@ from store.records import Call, Checkpoint, Example, Training, TrainingStep
 
 # Cumulative since the process began, so a training that was killed would report other numbers.
 _NOT_METRICS = {"step", "loss", "num_tokens"}
-
-
-class Diverged(Exception):
-    """A number stopped being finite; the message says which and where."""
 
 
 @dataclass(frozen=True)
@@ -135,19 +123,17 @@ class Session:
         # TRL and Trainer write the tokenizer's special tokens into both; the weights leave with
         # the configuration they came with.
         configs = copy.deepcopy((model.config, model.generation_config))
-        trainer = None
+        trainer = make(model)
+        watch = Watch(self.call, self.saves, self.options.save_every_s)
+        trainer.remove_callback(PrinterCallback)
+        trainer.add_callback(watch)
         try:
-            trainer = make(model)
-            watch = _Watch(self)
-            trainer.remove_callback(PrinterCallback)
-            trainer.add_callback(watch)
             trainer.train(resume_from_checkpoint=str(self.newest) if self.newest else None)
         except Diverged as diverged:
             saves.discard(self.saves)
-            steps = _steps(trainer) if trainer is not None else ()
             return Training(
                 status="diverged",
-                steps=steps,
+                steps=_steps(trainer),
                 reference_logprobs=reference_logprobs(),
                 reason=str(diverged),
             )
@@ -189,7 +175,7 @@ def session(
                 f"{checkpoint.path} is an {checkpoint.kind}; this trainer takes full checkpoints"
             )
     device, dtype = _place(options)
-    with _quiet():
+    with quiet():
         tokenizer = AutoTokenizer.from_pretrained(start.path)
         opened = Session(
             options, encode(tokenizer, examples), tokenizer, start, into, call, device, dtype
@@ -214,59 +200,6 @@ def release() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-class Guarded(Trainer):  # type: ignore[misc]
-    """What both of TRL's trainers are told to do otherwise. Comes before them in the bases."""
-
-    session: Session
-
-    def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
-        return dataset
-
-    def training_step(self, *args: Any, **kwargs: Any) -> Any:
-        loss = super().training_step(*args, **kwargs)
-        if not torch.isfinite(loss):
-            raise Diverged(f"step {self.state.global_step + 1}: the loss is {loss.item()}")
-        return loss
-
-    def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
-        # Asked right before the optimizer steps, which a bad gradient must not reach.
-        norm = super()._get_grad_norm(*args, **kwargs)
-        if not math.isfinite(norm):
-            raise Diverged(f"step {self.state.global_step + 1}: the gradient norm is {norm}")
-        return norm
-
-    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        # Counts the parameters anew at each step, for a number that nobody reads.
-        return 0
-
-    def create_model_card(self, *_: Any, **__: Any) -> None:
-        pass
-
-    def _send_telemetry(self) -> None:
-        pass
-
-
-class _Watch(TrainerCallback):  # type: ignore[misc]
-    """Reports progress, saves by the clock, and stops when it is asked to."""
-
-    def __init__(self, session: Session) -> None:
-        self.session = session
-        self.saved_at = time.monotonic()
-        self.stopped = False
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        call = self.session.call
-        call.progress(state.global_step, state.max_steps)
-        if call.stopping():
-            self.stopped = control.should_training_stop = True
-        due = time.monotonic() - self.saved_at >= self.session.options.save_every_s
-        control.should_save = self.stopped or due
-
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        saves.complete(self.session.saves / f"checkpoint-{state.global_step}")
-        self.saved_at = time.monotonic()
 
 
 def _steps(trainer: Any) -> tuple[TrainingStep, ...]:
@@ -315,21 +248,3 @@ def _place(options: Options) -> tuple[str, torch.dtype]:
         wide = device == "cpu" or not torch.cuda.is_bf16_supported()
         return device, torch.float32 if wide else torch.bfloat16
     return device, torch.float32 if options.dtype == "float32" else torch.bfloat16
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Hugging Face's chatter off, and as it was before."""
-    loggers = [logging.getLogger(name) for name in ("transformers", "trl", "accelerate")]
-    levels = [logger.level for logger in loggers]
-    bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-        if bars:
-            transformers_logging.enable_progress_bar()

@@ -1,0 +1,211 @@
+"""One attempt at a run, as `loop start` makes it: which run, its log, and what to say at the end.
+
+Nothing is written before everything that the user gave has been checked.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from loop import config as configuration
+from loop import lease, names, report, run, views
+from loop.config import Config
+from loop.progress import Progress
+from loop.report import Table
+from loop.screen import line
+from store.database import Store
+from store.errors import UserError
+
+LOG_WIDTH = 100
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What `loop start` was told."""
+
+    run: Path | None = None
+    file: Path | None = None
+    recipe: str | None = None
+    sets: Sequence[str] = ()
+    runs: Path = Path("runs")
+    name: str | None = None
+
+
+def start(wish: Wish, out: Console, err: Console) -> int:
+    """Begin a run or go on with one, to its end. Returns the exit code. Raises UserError."""
+    names.check()
+    if wish.name is not None and not re.fullmatch(r"[\w.-]+", wish.name):
+        raise UserError(f"a run's name has letters, digits and . _ -, found {wish.name!r}")
+    root, config = _choose(wish)
+    roles = run.load_roles(config)
+    fresh = root is None
+    if root is None:
+        root = run.begin(config, wish.runs, wish.name or wish.recipe or _stem(wish.file))
+        said = f"begins a new run, {root}"
+    else:
+        said = f"goes on with {root}"
+        if changes := run.update(root, config):
+            said += f" ({run.describe_changes(changes)})"
+    try:
+        with _log(root) as log:
+            progress = Progress(err, log)
+            try:
+                progress.say(said)
+                outcome = run.drive(root, progress, roles, config)
+            except UserError as error:
+                line(log, f"loop: {error}")
+                raise
+            for console in (out, log):
+                _report(root, config, outcome, console, log if console is log else err)
+    except UserError:
+        if fresh:
+            run.discard(root)
+        raise
+    return outcome.code
+
+
+def _stem(file: Path | None) -> str:
+    return "default" if file is None else re.sub(r"[^\w.-]", "-", file.stem)
+
+
+def _choose(wish: Wish) -> tuple[Path | None, Config]:
+    """The run to go on with, None for a new one, and its configuration."""
+    told = wish.file is not None or wish.recipe is not None
+    if wish.run is None:
+        config = configuration.read(wish.file, wish.recipe, wish.sets)
+        root = run.unfinished(wish.runs, config)
+    else:
+        if wish.name is not None:
+            raise UserError(f"--name is for a new run, and {wish.run} is to be gone on with")
+        root = run.find_run(wish.run, wish.runs)
+        if told:
+            config = configuration.read(wish.file, wish.recipe, wish.sets)
+        else:
+            config = configuration.change(run.stored_config(root), wish.sets)
+    if root is not None:
+        _refuse_driven(root)
+    return root, config
+
+
+def _refuse_driven(root: Path) -> None:
+    """Before its settings change under its driver. The lease decides when two come at once."""
+    store = Store(root / run.DATABASE)
+    try:
+        found = report.the_run(store)
+    finally:
+        store.close()
+    if found.driver is not None and lease.is_alive(found):
+        raise lease.driven(root, found.driver)
+
+
+@contextmanager
+def _log(root: Path) -> Iterator[Console]:
+    """The log of this attempt: attempt-1.log, attempt-2.log, ..."""
+    folder = root / "logs"
+    folder.mkdir(exist_ok=True)
+    numbers = [int(each.stem.split("-")[1]) for each in folder.glob("attempt-*.log")]
+    path = folder / f"attempt-{max(numbers, default=0) + 1}.log"
+    with path.open("w", encoding="utf-8", errors="backslashreplace", buffering=1) as file:
+        yield Console(file=file, width=LOG_WIDTH, color_system=None, force_terminal=False)
+
+
+def _report(root: Path, config: Config, outcome: run.Outcome, out: Console, err: Console) -> None:
+    store = Store(root / run.DATABASE)
+    try:
+        if outcome.status in ("failed", "interrupted"):
+            if outcome.status == "failed":
+                line(err, outcome.reason)
+            line(err, _left(store, root, outcome.status))
+            return
+        line(out)
+        views.rounds(out, report.rounds(store))
+        line(out)
+        views.ending(out, achieved(store, config))
+        line(out, f"ended: {outcome.reason}")
+        line(out, f"next: {next_step(report.status(store, alive=False))}")
+        line(out, "look closer: loop rounds, loop show 1, loop why 1")
+    finally:
+        store.close()
+
+
+def _left(store: Store, root: Path, status: str) -> str:
+    """Where a run was left that neither ended nor was ended by a rule."""
+    rounds = store.rounds()
+    place = f"{rounds[-1].stage} of round {rounds[-1].number}" if rounds else "opening of round 0"
+    what = f"{status}: {place} was under way" if status == "interrupted" else f"{place} failed"
+    return f"{what}; every committed batch is intact, and `loop start {root}` goes on from there"
+
+
+def achieved(store: Store, config: Config) -> Table:
+    """{model, checkpoint, path, baseline, gain, low, high, score, baseline_score, prompts,
+    why_no_gain}: the first model's best checkpoint against the one that its rounds began from,
+    paired by prompt on the test split, with a 95 % interval by bootstrap over prompts.
+    """
+    from loop import graph
+    from loop.measure import bootstrap
+
+    model = next(iter(config.models))
+    best = graph.best_checkpoint(store, model)
+    made = store.checkpoints(model, store.round(0).id)
+    first = next(each for each in reversed(made) if each.status != "diverged")
+    label = config.evaluate.judge.label
+    found: Table = {
+        "model": model,
+        "checkpoint": best.id,
+        "path": str(best.path),
+        "baseline": str(first.path),
+        **dict.fromkeys(("gain", "low", "high", "score", "baseline_score")),
+        "prompts": 0,
+        "why_no_gain": "no gain: it is the checkpoint that the rounds began from",
+    }
+    if best.id == first.id:
+        return found
+    new, old = (store.scores(each.id or 0, "test", label) for each in (best, first))
+    paired = sorted(new.keys() & old.keys())
+    if not paired:
+        return found | {"why_no_gain": "no gain: no test prompt has a score on both sides"}
+    means = [(_mean(new[prompt]), _mean(old[prompt])) for prompt in paired]
+    differences = [after - before for after, before in means]
+    gain, low, high = bootstrap(differences, config.gate.resamples, config.seed)
+    return found | {
+        "gain": gain,
+        "low": low,
+        "high": high,
+        "score": _mean([after for after, _ in means]),
+        "baseline_score": _mean([before for _, before in means]),
+        "prompts": len(paired),
+        "why_no_gain": None,
+    }
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+MORE = {
+    "rounds": "--set rounds=N` extends it",
+    "target": "--set gate.target=X` goes on to a higher one",
+    "budget": "--set budget.generated_tokens=N` goes on with a larger budget",
+    "patience": "--set gate.patience=N` goes on with more patience",
+}
+
+
+def next_step(found: Table) -> str:
+    """What to type next, from what `report.status` gave."""
+    path = found["path"]
+    if found["alive"]:
+        return f"`loop stop {path}` ends it after its batch"
+    if found["status"] == "running":
+        return f"its driver is gone; `loop start {path}` goes on"
+    if found["status"] in ("interrupted", "failed"):
+        return f"`loop start {path}` goes on"
+    rule = (found["decision"] or {}).get("rule")
+    if rule in MORE:
+        return f"`loop start {path} {MORE[rule]}"
+    return "the run cannot go on as it is configured; `loop start` with other settings begins anew"

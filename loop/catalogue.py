@@ -1,0 +1,104 @@
+"""What there is to begin from: recipes, a file of settings, the judges that packages offer."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+from loop import config
+from loop.report import Table
+from roles import plugins
+from store.errors import UserError
+
+BEGINNING = """\
+# A run of Ratchet. Change what you like; what you delete is as in `loop recipes default`.
+# Check it with `loop plan --config FILE`, run it with `loop start --config FILE`.
+#
+# Prompts of your own, one JSON object a line with the columns "prompt" and "answer":
+#     [proposer]
+#     use = "jsonl"
+#     path = "prompts.jsonl"              # paths are relative to this file
+#
+# A judge of your own, a class in a file (`loop judges list` shows those there are):
+#     [judge]
+#     use = "my_judge.py:MyJudge"         # every other key is an option of its __init__
+
+"""
+
+
+def beginning() -> str:
+    """A file of settings to begin from: the default recipe's, spelled out."""
+    lines = recipe("default").splitlines()
+    settings = next(place for place, line in enumerate(lines) if not line.startswith("#"))
+    return BEGINNING + "\n".join(lines[settings:]).strip() + "\n"
+
+
+def recipes() -> list[Table]:
+    """[{name, about}]: `about` is the first sentence of the comment that the file begins with."""
+    return [{"name": name, "about": _about(name)} for name in config.recipes()]
+
+
+def recipe(name: str) -> str:
+    """The recipe's TOML. Raises UserError for a name that is not there."""
+    return config.recipe_path(name).read_text()
+
+
+def _about(name: str) -> str:
+    lines = []
+    for line in recipe(name).splitlines():
+        if not line.startswith("#"):
+            break
+        lines.append(line.lstrip("# "))
+    return _first_sentence(" ".join(lines))
+
+
+def judges() -> list[Table]:
+    """[{name, about, version, options [{option, type, default}], error}]. `default` None with
+    `required` true: it must be given. `error` is why one that is offered cannot be used."""
+    return [_judge(name) for name in plugins.names("judge")]
+
+
+def _judge(name: str) -> Table:
+    try:
+        found = plugins.find("judge", name)
+    except (UserError, ImportError) as error:
+        why = f"{type(error).__name__}: {error}"
+        return {"name": name, "about": "", "version": None, "options": [], "error": why}
+    return {
+        "name": name,
+        "about": _first_sentence(inspect.getdoc(found) or ""),
+        "version": str(getattr(found, "version", "1")),
+        "options": _options(found),
+        "error": None,
+    }
+
+
+def _options(found: type) -> list[Table]:
+    if "__init__" not in dir(found) or found.__init__ is object.__init__:  # type: ignore[misc]
+        return []
+    return [
+        {
+            "option": each.name,
+            "type": _written(each.annotation),
+            "required": each.default is each.empty,
+            "default": None if each.default is each.empty else each.default,
+        }
+        for each in inspect.signature(found, eval_str=True).parameters.values()
+    ]
+
+
+def _written(annotation: Any) -> str | None:
+    """As a user needs it: the choices where there are some, bounds left out."""
+    if annotation is inspect.Parameter.empty:
+        return None
+    if get_origin(annotation) is Annotated:
+        return _written(get_args(annotation)[0])
+    if get_origin(annotation) is Literal:
+        return " | ".join(map(repr, get_args(annotation)))
+    return inspect.formatannotation(annotation)
+
+
+def _first_sentence(text: str) -> str:
+    paragraph = " ".join(text.split("\n\n")[0].split())
+    end = paragraph.find(". ")
+    return paragraph if end < 0 else paragraph[: end + 1]

@@ -1,0 +1,352 @@
+"""Whether what a store says of itself is true: each promise of the schema, checked row by row.
+
+A check is a question whose answer must be no rows. Counts only grow, so while a run is being
+driven what is counted must lie between what the round said before and what it says after.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy.exc import DatabaseError
+
+from loop.report import Table, parsed, the_run
+from store import checkpoints
+from store.database import Store
+from store.records import Message, Prompt
+
+MOST = 100
+"""Problems named a check; the rest are counted."""
+
+KEYS = "PRAGMA foreign_key_check"
+INTEGRITY = "PRAGMA integrity_check"
+
+# What each round must have counted, row by row.
+
+COUNT_ASKED = """
+SELECT round_id AS round, purpose, track, count(*) AS asked
+FROM asked GROUP BY round_id, purpose, track
+"""
+
+COUNT_CANDIDATES = """
+SELECT round_id AS round, purpose, track, count(*) AS candidates,
+       sum(CASE WHEN sampling IS NULL THEN 0 ELSE tokens END) AS generated_tokens,
+       sum(CASE WHEN finish_reason = 'length' THEN 1 ELSE 0 END) AS truncated
+FROM candidate JOIN asked ON asked.id = candidate.asked_id
+GROUP BY round_id, purpose, track
+"""
+
+COUNT_JUDGEMENTS = """
+SELECT asked.round_id AS round, purpose, track, count(*) AS judged,
+       sum(CASE WHEN status = 'ok' THEN 0 ELSE 1 END) AS unscored
+FROM judgement JOIN candidate ON candidate.id = judgement.candidate_id
+JOIN asked ON asked.id = candidate.asked_id
+GROUP BY asked.round_id, purpose, track
+"""
+
+COUNT_VERDICTS = """
+SELECT asked.round_id AS round, purpose, track, count(*) AS verdicts
+FROM verdict JOIN candidate ON candidate.id = verdict.candidate_id
+JOIN asked ON asked.id = candidate.asked_id
+GROUP BY asked.round_id, purpose, track
+"""
+
+COUNT_EXAMPLES = """
+SELECT round_id AS round, purpose, track, count(*) AS examples
+FROM example JOIN asked ON asked.id = example.asked_id
+GROUP BY round_id, purpose, track
+"""
+
+COUNT_DROPPED = """
+SELECT round_id AS round, purpose, track, count(*) AS dropped
+FROM dropped JOIN asked ON asked.id = dropped.asked_id
+GROUP BY round_id, purpose, track
+"""
+
+COUNT_REASONS = """
+SELECT round_id AS round, purpose, track, reason, count(*) AS prompts
+FROM dropped JOIN asked ON asked.id = dropped.asked_id
+GROUP BY round_id, purpose, track, reason
+"""
+
+# What must not be found.
+
+BOTH = """
+SELECT dropped.asked_id AS asked, reason
+FROM dropped JOIN example ON example.asked_id = dropped.asked_id
+"""
+
+UNANSWERED = """
+SELECT asked.id AS asked, number AS round, purpose
+FROM asked JOIN round ON round.id = asked.round_id
+WHERE round.status <> 'running'
+  AND NOT EXISTS (SELECT 1 FROM candidate WHERE candidate.asked_id = asked.id)
+"""
+
+INDICES = """
+SELECT asked_id AS asked, count(*) AS candidates, min("index") AS first, max("index") AS last
+FROM candidate GROUP BY asked_id
+HAVING min("index") <> 0 OR max("index") <> count(*) - 1
+"""
+
+JUDGED_TWICE = """
+SELECT candidate_id AS candidate, judge, count(*) AS times
+FROM judgement GROUP BY candidate_id, judge HAVING count(*) > 1
+"""
+
+SCORES = """
+SELECT id AS judgement, status, score FROM judgement
+WHERE (status = 'ok') <> (score IS NOT NULL)
+"""
+
+SPLITS = """
+SELECT asked.id AS asked, prompt.id AS prompt, purpose, split
+FROM asked JOIN prompt ON prompt.id = asked.prompt_id
+WHERE (purpose = 'train') <> (split = 'train')
+"""
+
+TOKENS = """
+SELECT id AS candidate, tokens, length(token_ids) AS bytes FROM candidate
+WHERE length(token_ids) <> 4 * tokens
+   OR (trained_mask IS NOT NULL AND length(trained_mask) <> tokens)
+"""
+
+SIDES = """
+SELECT example.id AS example, kind
+FROM example
+JOIN candidate AS chosen ON chosen.id = chosen_id
+LEFT JOIN candidate AS rejected ON rejected.id = rejected_id
+WHERE chosen.asked_id <> example.asked_id
+   OR (kind = 'pair') <> (rejected_id IS NOT NULL)
+   OR rejected.asked_id <> example.asked_id
+   OR rejected.token_ids = chosen.token_ids
+"""
+
+MARGINS = """
+SELECT example.id AS example, margin, better.score AS chosen_score, worse.score AS rejected_score
+FROM example
+LEFT JOIN judgement AS better ON better.id = chosen_judgement_id
+LEFT JOIN judgement AS worse ON worse.id = rejected_judgement_id
+WHERE better.candidate_id <> chosen_id
+   OR worse.candidate_id <> rejected_id
+   OR (margin IS NOT NULL AND better.id IS NOT NULL AND better.score IS NULL)
+   OR (margin IS NOT NULL AND worse.id IS NOT NULL AND worse.score IS NULL)
+   OR abs(margin - (better.score - worse.score)) > 1e-9
+"""
+
+LEARNED_TOO_EARLY = """
+SELECT trained_on.checkpoint_id AS checkpoint, example_id AS example,
+       made.number AS checkpoint_round, asked_in.number AS example_round
+FROM trained_on
+JOIN checkpoint ON checkpoint.id = trained_on.checkpoint_id
+JOIN round AS made ON made.id = checkpoint.round_id
+JOIN example ON example.id = example_id
+JOIN asked ON asked.id = example.asked_id
+JOIN round AS asked_in ON asked_in.id = asked.round_id
+WHERE asked_in.number > made.number
+"""
+
+PARENTS = """
+SELECT child.id AS checkpoint, child.model AS model, child.parent_id AS parent
+FROM checkpoint AS child LEFT JOIN checkpoint AS parent ON parent.id = child.parent_id
+WHERE (child.parent_id IS NULL
+       AND child.id <> (SELECT min(id) FROM checkpoint WHERE model = child.model))
+   OR parent.id >= child.id
+   OR parent.model <> child.model
+"""
+
+PROMPTS = "SELECT id, messages, digest FROM prompt WHERE id > :after ORDER BY id LIMIT 5000"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One promise: how many rows it was asked of, and where it does not hold."""
+
+    name: str
+    rows: int
+    problems: tuple[str, ...]
+
+
+def verify(store: Store) -> Table:
+    """{run, path, ok, checks [{check, rows, problems [sentence], more}]}: `more` is how many
+    problems there are beyond those named."""
+    found = list(_checks(store))
+    return {
+        "run": the_run(store).name,
+        "path": str(store.root),
+        "ok": not any(check.problems for check in found),
+        "checks": [
+            {
+                "check": check.name,
+                "rows": check.rows,
+                "problems": list(check.problems[:MOST]),
+                "more": max(0, len(check.problems) - MOST),
+            }
+            for check in found
+        ],
+    }
+
+
+def _checks(store: Store) -> Iterator[Check]:
+    broken = _unreadable(store)
+    yield broken
+    if broken.problems:
+        return  # what a damaged file says of the rest means nothing
+    yield _keys(store)
+    yield _counts(store)
+    yield _accounted(store)
+    for name, table, sql in (
+        ("no prompt both an example and dropped", "dropped", BOTH),
+        ("finished rounds: every asked prompt is answered", "asked", UNANSWERED),
+        ("candidates of a prompt numbered 0 to n-1", "candidate", INDICES),
+        ("token ids as many as said", "candidate", TOKENS),
+        ("judged at most once by each judge", "judgement", JUDGED_TWICE),
+        ("a score exactly when the status is ok", "judgement", SCORES),
+        ("trained on train prompts, evaluated on others", "asked", SPLITS),
+        ("sides of an example answer its prompt and differ", "example", SIDES),
+        ("margins are the judgements' scores apart", "example", MARGINS),
+        ("learned only from the same or earlier rounds", "trained_on", LEARNED_TOO_EARLY),
+        ("parents of checkpoints", "checkpoint", PARENTS),
+    ):
+        yield Check(name, _size(store, table), _named(store.query(sql)))
+    yield _digests(store)
+    yield _weights(store)
+    yield _leftovers(store)
+
+
+def _size(store: Store, table: str) -> int:
+    return int(store.query(f"SELECT count(*) AS size FROM {table}")[0]["size"])
+
+
+def _named(rows: Iterable[Table]) -> tuple[str, ...]:
+    """A sentence a row: "candidate 7: tokens 3, bytes 8"."""
+    return tuple(_sentence(row) for row in rows)
+
+
+def _sentence(row: Table) -> str:
+    (subject, id), *rest = row.items()
+    said = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in rest)
+    return f"{subject} {id}: {said}" if said else f"{subject} {id}"
+
+
+def _unreadable(store: Store) -> Check:
+    try:
+        found = [next(iter(row.values())) for row in store.query(INTEGRITY)]
+    except DatabaseError as error:
+        found = [str(error.orig)]
+    problems = tuple(f"database: {each}" for each in found if each != "ok")
+    return Check("the database file is sound", 1, problems)
+
+
+def _keys(store: Store) -> Check:
+    lost = [
+        f"{row['table']} {row['rowid']}: names a {row['parent']} that is not there"
+        for row in store.query(KEYS)
+    ]
+    tables = store.query("SELECT count(*) AS tables FROM sqlite_master WHERE type = 'table'")
+    return Check("every key names a row (tables)", tables[0]["tables"], tuple(lost))
+
+
+# Counts
+
+
+def _counts(store: Store) -> Check:
+    before = store.rounds()
+    counted = _recounted(store)
+    after = {each.id: each for each in store.rounds()}
+    problems, numbers = [], 0
+    for each in before:
+        said_after = after[each.id].counts if each.id in after else {}
+        own = {key: counts for (round, key), counts in counted.items() if round == each.id}
+        for key in sorted(own.keys() | each.counts.keys()):
+            rows, low, high = (
+                own.get(key, Counter()),
+                each.counts.get(key, {}),
+                said_after.get(key, {}),
+            )
+            for what in sorted(rows.keys() | low.keys()):
+                numbers += 1
+                if not low.get(what, 0) <= rows.get(what, 0) <= high.get(what, 0):
+                    problems.append(
+                        f"round {each.number}, {key}: says {low.get(what, 0):,} {what}, "
+                        f"has {rows.get(what, 0):,}"
+                    )
+    return Check("counts of rounds", numbers, tuple(problems))
+
+
+def _recounted(store: Store) -> dict[tuple[int, str], Counter[str]]:
+    """(round id, "purpose:track") -> how many rows of what there are."""
+    counted: dict[tuple[int, str], Counter[str]] = defaultdict(Counter)
+    for sql in (
+        COUNT_ASKED,
+        COUNT_CANDIDATES,
+        COUNT_JUDGEMENTS,
+        COUNT_VERDICTS,
+        COUNT_EXAMPLES,
+        COUNT_DROPPED,
+        COUNT_REASONS,
+    ):
+        for row in store.query(sql):
+            place = (row.pop("round"), f"{row.pop('purpose')}:{row.pop('track')}")
+            if "reason" in row:
+                row = {f"dropped {row['reason']}": row["prompts"]}
+            counted[place].update(row)
+    return counted
+
+
+def _accounted(store: Store) -> Check:
+    """The only question that the store itself can answer with a number alone."""
+    lost = store.count_unaccounted()
+    asked = store.query("SELECT count(*) AS asked FROM asked WHERE purpose = 'train'")[0]["asked"]
+    problems = (f"{lost:,} asked prompts gave neither an example nor a reason",) if lost else ()
+    return Check("finished rounds: every prompt an example or dropped", asked, problems)
+
+
+# Prompts and files
+
+
+def _digests(store: Store) -> Check:
+    problems, rows, after = [], 0, 0
+    while found := store.query(PROMPTS, after=after):
+        for row in found:
+            rows, after = rows + 1, row["id"]
+            if _digest(row["messages"]) != row["digest"]:
+                problems.append(f"prompt {row['id']}: its digest is not that of its messages")
+    return Check("digests of prompts", rows, tuple(problems))
+
+
+def _digest(messages: Any) -> str | None:
+    """None for messages that are none."""
+    try:
+        turns = tuple(Message(**turn) for turn in parsed(messages))
+    except (json.JSONDecodeError, TypeError, ValueError):
+        return None
+    return Prompt(messages=turns).digest
+
+
+def _weights(store: Store) -> Check:
+    kept = [each for each in store.checkpoints() if each.status != "pruned"]
+    problems = tuple(
+        f"checkpoint {each.id}: {each.path} "
+        + ("is not what was recorded" if each.path.is_dir() else "is not there")
+        for each in kept
+        if not checkpoints.intact(each)
+    )
+    return Check("digests of checkpoints on disk", len(kept), problems)
+
+
+def _leftovers(store: Store) -> Check:
+    """Folders under a name that says "not finished" in rounds that are."""
+    rounds = [each for each in store.rounds() if each.status != "running"]
+    names = tuple(f"round-{each.number:04d}-" for each in rounds)
+    folders = sorted((store.root / "checkpoints").glob("round-*"))
+    problems = tuple(
+        f"checkpoints/{each.name}: left over in a finished round"
+        for each in folders
+        if each.suffix in (".part", ".gone") and each.name.startswith(names)
+    )
+    return Check("no unfinished folder of a finished round", len(folders), problems)

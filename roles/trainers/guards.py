@@ -1,0 +1,96 @@
+"""What watches over Hugging Face's Trainer while it trains.
+
+It ends at the first number that is not finite, before the optimizer has used it; it saves by the
+clock, reports each step and stops when it is asked to.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import Trainer, TrainerCallback
+from transformers.utils import logging as transformers_logging
+
+from roles.trainers import saves
+from store.records import Call
+
+
+class Diverged(Exception):
+    """A number stopped being finite; the message says which and where."""
+
+
+class Guarded(Trainer):  # type: ignore[misc]
+    """What both of TRL's trainers are told to do otherwise. Comes before them in the bases."""
+
+    def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
+        return dataset
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        loss = super().training_step(*args, **kwargs)
+        if not torch.isfinite(loss):
+            raise Diverged(f"step {self.state.global_step + 1}: the loss is {loss.item()}")
+        return loss
+
+    def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
+        # Asked right before the optimizer steps, which a bad gradient must not reach.
+        norm = super()._get_grad_norm(*args, **kwargs)
+        if not math.isfinite(norm):
+            raise Diverged(f"step {self.state.global_step + 1}: the gradient norm is {norm}")
+        return norm
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        # Counts the parameters anew at each step, for a number that nobody reads.
+        return 0
+
+    def create_model_card(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def _send_telemetry(self) -> None:
+        pass
+
+
+class Watch(TrainerCallback):  # type: ignore[misc]
+    """Reports progress, saves by the clock, and stops when it is asked to."""
+
+    def __init__(self, call: Call, folder: Path, save_every_s: float) -> None:
+        self.call = call
+        self.folder = folder
+        self.save_every_s = save_every_s
+        self.saved_at = time.monotonic()
+        self.stopped = False
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.call.progress(state.global_step, state.max_steps)
+        if self.call.stopping():
+            self.stopped = control.should_training_stop = True
+        due = time.monotonic() - self.saved_at >= self.save_every_s
+        control.should_save = self.stopped or due
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        saves.complete(self.folder / f"checkpoint-{state.global_step}")
+        self.saved_at = time.monotonic()
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Hugging Face's chatter off, and as it was before."""
+    loggers = [logging.getLogger(name) for name in ("transformers", "trl", "accelerate")]
+    levels = [logger.level for logger in loggers]
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+        if bars:
+            transformers_logging.enable_progress_bar()

@@ -1,0 +1,187 @@
+"""Killed anywhere, `loop start` goes on, and the finished store is that of an undisturbed run."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from runs import HERE, everything, loop, scripted_toml, start
+
+from store.database import Store
+
+MOMENTS = [
+    ("open_round", 2),
+    ("set_stage", 9),
+    ("add_seconds", 10),
+    ("add_checkpoint", 1),
+    ("add_prompts", 2),
+    ("ask", 4),
+    ("add_candidates", 20),
+    ("add_judgements", 21),
+    ("add_selection", 1),
+    ("add_selection", 2),
+    ("add_checkpoint", 3),
+    ("add_evaluations", 2),
+    ("close_round", 1),
+    ("close_round", 2),
+    ("set_status", 1),
+    ("set_status", 2),
+]
+"""A method of Store and which of its transactions: every one that a stage makes is here."""
+PLACES = [(*moment, when) for moment in MOMENTS for when in ("inside", "after")]
+PLACES.remove(("set_status", 2, "after"))  # the last of all: then the run is done
+
+SMALL = """
+prompts = 48
+batch_prompts = 16
+rounds = 2
+[warmup]
+prompts = 256
+[warmup.generator]
+n = 2
+[warmup.trainer]
+batch_size = 64
+epochs = 1
+save_every_s = 0
+[trainer]
+batch_size = 8
+save_every_s = 0
+learning_rate = 1e-3
+[filter]
+use = "best_worst"
+[judge]
+use = "verifier"
+answer = "whole"
+partial = true
+[evaluate]
+judge = "verifier"
+gate_prompts = 20
+test_prompts = 20
+samples = 2
+[gate]
+undecided = "keep"
+patience = 0
+"""
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    root, outcome = start(scripted_toml(folder), folder / "runs", ["rounds=2"])
+    assert outcome.code == 0
+    return root
+
+
+def only_run(runs: Path) -> Path:
+    [root] = [path for path in runs.iterdir() if path.is_dir()]
+    return root
+
+
+def same(one: Path, other: Path) -> None:
+    """Field by field, times aside; the path of the base model is where the test lies."""
+    left, right = everything(one), everything(other)
+    for rows in (left, right):
+        for row in rows["checkpoint"]:
+            row["path"] = Path(row["path"]).name
+        for row in rows["run"]:
+            del row["config"], row["identity"]
+    for table in left:
+        assert left[table] == right[table], table
+
+
+@pytest.mark.parametrize(("method", "nth", "when"), PLACES)
+def test_a_run_killed_at_a_transaction_goes_on_to_the_same_store(
+    tmp_path: Path, undisturbed: Path, method: str, nth: int, when: str
+) -> None:
+    file, runs = scripted_toml(tmp_path), tmp_path / "runs"
+    driver = [sys.executable, HERE / "faults.py", file, runs, method, str(nth), when, "rounds=2"]
+    killed = subprocess.run(driver, capture_output=True, text=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    root, outcome = start(file, runs, ["rounds=2"])
+    assert outcome.code == 0, outcome.reason
+    assert root == only_run(runs)
+    same(undisturbed, root)
+    verified = loop("verify", root)
+    assert verified.returncode == 0, verified.stdout + verified.stderr
+
+
+def test_a_training_that_is_killed_goes_on_from_its_last_save(tmp_path: Path) -> None:
+    file, runs = scripted_toml(tmp_path), tmp_path / "runs"
+    sets = ["rounds=2", "trainer.kill_at=[2, 3]"]
+    whole, _ = start(file, tmp_path / "whole", ["rounds=2"])
+    code = f"import sys; sys.path.insert(0, {str(HERE)!r}); from pathlib import Path; "
+    code += f"from runs import start; start(Path({str(file)!r}), Path({str(runs)!r}), {sets!r})"
+    killed = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    part = only_run(runs) / "checkpoints" / "round-0002-policy.part"
+    assert '"step": 3' in (part / "save.json").read_text()
+    root, outcome = start(file, runs, sets)
+    assert outcome.code == 0
+    same(whole, root)
+
+
+def start_command(config: Path, runs: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "loop", "start", "--config", str(config), "--runs", str(runs)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+
+
+def test_a_real_run_killed_at_ten_random_moments_and_in_training_ends_the_same(
+    tmp_path: Path,
+) -> None:
+    """The embedded model, the real trainers, the real command; the moments are drawn anew."""
+    config, runs = tmp_path / "loop.toml", tmp_path / "runs"
+    config.write_text(SMALL)
+    whole = start_command(config, tmp_path / "whole")
+    began = time.monotonic()
+    said, _ = whole.communicate(timeout=600)
+    assert whole.returncode == 0, said
+    lasted = time.monotonic() - began
+
+    chance = random.Random()
+    kills = in_training = 0
+    while kills < 10:
+        running = start_command(config, runs)
+        # Uniform over a whole run's length, until the whole is done; then at the start again.
+        wait = chance.uniform(0.4, 1.0) * lasted * (0.35 + 0.65 * (kills % 2))
+        try:
+            said, _ = running.communicate(timeout=wait)
+        except subprocess.TimeoutExpired:
+            in_training += any(runs.glob("*/checkpoints/*.part/saves/*"))
+            running.send_signal(signal.SIGKILL)
+            running.communicate()
+            kills += 1
+            continue
+        assert running.returncode == 0, said
+        break
+    saves = None
+    while saves is None:  # once more, in the middle of a training of the last round
+        running = start_command(config, runs)
+        deadline = time.monotonic() + 300
+        while running.poll() is None and time.monotonic() < deadline:
+            saves = next(runs.glob("*/checkpoints/round-0002-policy.part/saves/*"), None)
+            if saves is not None:
+                running.send_signal(signal.SIGKILL)
+                break
+            time.sleep(0.02)
+        said, _ = running.communicate()
+        if running.returncode == 0:
+            break
+    last = start_command(config, runs)
+    said, _ = last.communicate(timeout=600)
+    assert last.returncode == 0, said
+    print(f"killed {kills} times at random ({in_training} in training), {saves=}")
+    finished = [root for root in runs.iterdir() if Store(root / "loop.db").run().status == "done"]  # type: ignore[union-attr]
+    same(next((tmp_path / "whole").iterdir()), min(finished))
+    verified = loop("verify", min(finished))
+    assert verified.returncode == 0, verified.stdout + verified.stderr
