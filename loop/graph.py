@@ -280,7 +280,7 @@ def _hold_out(context: Context, round: Round) -> None:
     proposer = cast(Proposer, context.role(evaluate.proposer))
     policy = context.policy(context.store.incumbent(next(iter(context.config.models))))
     for split, count in zip(HELD_OUT, (evaluate.gate_prompts, evaluate.test_prompts), strict=True):
-        if not context.store.prompts(split):
+        if not context.store.count_prompts(split):
             call = context.call(round, split, "propose")
             held = proposer.propose(count, split, StoredHistory(context.store), policy, call)
             _refuse_held_out(held, context.store.held_out_digests(), evaluate.proposer.use)
@@ -400,7 +400,7 @@ def filter(state: State, runtime: Runtime[Context]) -> None:
                     f"or one reason; it did for {len(kept)} and {len(dropped)}"
                 )
             store.add_selection(cast(int, round.id), name, selection)
-    if tracks and not store.examples(cast(int, round.id), list(tracks)):
+    if tracks and not store.count_examples(cast(int, round.id)):
         store.close_round(cast(int, round.id), "no_examples")
 
 

@@ -33,7 +33,9 @@ def connect(database: Path) -> Engine:
         connection.isolation_level = None
         for pragma in (
             "journal_mode = WAL",
-            "synchronous = FULL",
+            # Safe against a killed process. A power failure can lose the last batches, never more,
+            # and they are then done again.
+            "synchronous = NORMAL",
             "foreign_keys = ON",
             f"journal_size_limit = {NEWEST_WAL_BYTES}",
         ):

@@ -309,6 +309,12 @@ class Store:
             )
             return [rows.prompt_record(row) for row in found]
 
+    def count_prompts(self, split: Split) -> int:
+        found = self.query(
+            "SELECT count(*) AS n FROM prompt WHERE run_id = :run AND split = :split", split=split
+        )
+        return int(found[0]["n"])
+
     def held_out_digests(self) -> frozenset[str]:
         """Of the prompts of every split but train."""
         found = self.query("SELECT digest FROM prompt WHERE run_id = :run AND split != 'train'")
@@ -545,6 +551,15 @@ class Store:
                 dropped=len(lost),
                 **reasons,
             )
+
+    def count_examples(self, round_id: int) -> int:
+        """How many examples the round's tracks gave."""
+        found = self.query(
+            "SELECT count(*) AS n FROM example JOIN asked ON asked.id = example.asked_id "
+            "WHERE asked.round_id = :round",
+            round=round_id,
+        )
+        return int(found[0]["n"])
 
     def examples(self, round_id: int, tracks: Sequence[str]) -> list[Example]:
         """The examples that these tracks gave in a round, in the order they were selected."""

@@ -17,10 +17,10 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTra
 
 from roles.policy.transformers import quiet
 
-HIDDEN = 128
+HIDDEN = 192
 LAYERS = 2
-HEADS = 4
-INTERMEDIATE = 384
+HEADS = 6
+INTERMEDIATE = 576
 POSITIONS = 512
 VOCABULARY = 430
 
