@@ -5,7 +5,6 @@ Everything that can be wrong with what the user gave is checked before anything 
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import json
 import os
@@ -198,10 +197,6 @@ def drive(root: Path, progress: Progress, roles: dict[int, Any], config: Config)
         os.environ[key] = "false"
     from loop import graph
 
-    # The libraries are a million objects that live as long as the process; without this, every
-    # full garbage collection walks them all, which was a tenth of a small round.
-    gc.collect()
-    gc.freeze()
     store = Store(root / DATABASE)
     try:
         with lease.held(store) as lost, _signals() as asked:

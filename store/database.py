@@ -15,7 +15,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, cast
 
-from sqlalchemy import exists, func, insert, text, update
+from sqlalchemy import Text, exists, func, insert, text, update
+from sqlalchemy import cast as sql_cast
 from sqlalchemy import select as plain_select
 from sqlmodel import Session, SQLModel, col, select
 
@@ -378,15 +379,15 @@ class Store:
         with self._read() as session:
             chosen = _columns(PromptRow, asked_id=AskedRow.id).join(AskedRow)
             chosen = _asked(chosen, round_id, track, purpose).order_by(col(AskedRow.id))
-            answered = _columns(CandidateRow).join(AskedRow)
+            answered = _candidates().join(AskedRow)
             answered = _asked(answered, round_id, track, purpose)
             answered = answered.order_by(CandidateRow.asked_id, CandidateRow.index)
             if batch is not None:
                 chosen = chosen.where(AskedRow.batch == batch)
                 answered = answered.where(AskedRow.batch == batch)
             candidates: dict[int, list[Candidate]] = defaultdict(list)
-            for row in session.connection().execute(answered):
-                candidates[row.asked_id].append(rows.candidate_record(row))
+            for each in map(rows.candidate_record, session.connection().execute(answered)):
+                candidates[each.asked_id].append(each)
             return [
                 Group(
                     asked_id=row.asked_id,
@@ -575,10 +576,9 @@ class Store:
                 (col(ExampleRow.chosen_id) == CandidateRow.id)
                 | (col(ExampleRow.rejected_id) == CandidateRow.id)
             )
-            needed = _columns(CandidateRow).join(AskedRow).where(*mine, used)
-            candidates = {
-                row.id: rows.candidate_record(row) for row in session.connection().execute(needed)
-            }
+            needed = _candidates().join(AskedRow).where(*mine, used)
+            answers = map(rows.candidate_record, session.connection().execute(needed))
+            candidates = {each.id: each for each in answers}
         return [
             Example(
                 id=row.id,
@@ -713,6 +713,17 @@ def _columns(table: type[SQLModel], **more: Any) -> Any:
     as objects that the ORM keeps track of."""
     named = [column.label(name) for name, column in more.items()]
     return plain_select(*cast(Any, table).__table__.c, *named).select_from(table)
+
+
+def _candidates() -> Any:
+    """SELECT what rows.candidate_record takes."""
+    table = cast(Any, CandidateRow).__table__
+    return plain_select(
+        *(
+            sql_cast(table.c[name], Text) if name == "sampling" else table.c[name]
+            for name in rows.CANDIDATE_COLUMNS
+        )
+    ).select_from(table)
 
 
 def _insert(session: Session, table: type[SQLModel], made: Sequence[Mapping[str, Any]]) -> None:

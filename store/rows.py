@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from array import array
 from collections.abc import Mapping
@@ -35,8 +36,9 @@ def _made(record: type[R], **fields: Any) -> R:
 
 
 @lru_cache
-def _sampling(stop: tuple[str, ...], **settings: Any) -> Sampling:
-    return Sampling(stop=stop, **settings)
+def _sampling(written: str) -> Sampling:
+    settings = json.loads(written)
+    return Sampling(**settings | {"stop": tuple(settings["stop"])})
 
 
 def pack(token_ids: tuple[int, ...]) -> bytes:
@@ -108,23 +110,29 @@ def candidate_row(
     }
 
 
+CANDIDATE_COLUMNS = (
+    *("id", "asked_id", "index", "text", "token_ids", "trained_mask", "finish_reason", "logprob"),
+    *("seed", "sampling", "checkpoint_id"),
+)
+"""In the order in which candidate_record takes them, `sampling` as the text of its JSON."""
+
+
 def candidate_record(row: Any) -> Candidate:
-    sampling = row.sampling
-    if sampling is not None:
-        sampling = _sampling(**sampling | {"stop": tuple(sampling["stop"])})
+    """Taken apart by place: it is by far the most read record."""
+    id, asked_id, index, text, ids, mask, finish, logprob, seed, sampling, checkpoint_id = row
     return _made(
         Candidate,
-        id=row.id,
-        asked_id=row.asked_id,
-        index=row.index,
-        text=row.text,
-        token_ids=unpack(row.token_ids),
-        trained_mask=None if row.trained_mask is None else tuple(map(bool, row.trained_mask)),
-        finish_reason=row.finish_reason,
-        logprob=row.logprob,
-        seed=row.seed,
-        sampling=sampling,
-        checkpoint_id=row.checkpoint_id,
+        id=id,
+        asked_id=asked_id,
+        index=index,
+        text=text,
+        token_ids=unpack(ids),
+        trained_mask=None if mask is None else tuple(map(bool, mask)),
+        finish_reason=finish,
+        logprob=logprob,
+        seed=seed,
+        sampling=None if sampling is None else _sampling(sampling),
+        checkpoint_id=checkpoint_id,
     )
 
 

@@ -18,7 +18,7 @@ from store.errors import UserError
 from store.records import Call, Message, Prompt, Split
 
 # Some data sets do work in proportion to their size when they are made, some only per entry.
-_CHUNK = 500
+_CHUNK = 4096
 # So many entries in a row without a new prompt, and the task counts as run dry.
 _PATIENCE = 1000
 
