@@ -567,8 +567,9 @@ def tidy(context: Context) -> None:
         inside = [each for each in made if each.path.is_relative_to(context.root)]
         pruned += [each for each in inside if each.id not in kept]
     store.set_pruned([cast(int, each.id) for each in pruned])
-    for each in pruned:
-        checkpoints.remove(each.path)
+    for each in store.checkpoints():  # those that a kill left behind as well
+        if each.status == "pruned" and each.path.is_relative_to(context.root):
+            checkpoints.remove(each.path)
 
 
 def best_checkpoint(store: Store, model: str) -> Checkpoint:

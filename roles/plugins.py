@@ -12,10 +12,11 @@ import importlib.util
 import inspect
 import sys
 from collections.abc import Mapping
+from dataclasses import is_dataclass
 from difflib import get_close_matches
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from pydantic import ConfigDict, ValidationError, create_model
 
@@ -69,13 +70,17 @@ def checked_options(
     role: str, spec: str, found: type, options: Mapping[str, Any]
 ) -> dict[str, Any]:
     """`options` converted to what the annotations of `found.__init__` say, defaults left out."""
-    if found.__init__ is object.__init__:  # type: ignore[misc]
-        parameters: list[inspect.Parameter] = []
-    else:
-        parameters = list(inspect.signature(found, eval_str=True).parameters.values())
+    parameters: list[inspect.Parameter] = []
+    kinds: dict[str, Any] = {}
+    if found.__init__ is not object.__init__:  # type: ignore[misc]
+        parameters = list(inspect.signature(found).parameters.values())
+        # A dataclass inherits fields whose annotations are to be read in the module of their own
+        # class; any other __init__ stands in one module.
+        whose = found if is_dataclass(found) else found.__init__  # type: ignore[misc]
+        kinds = get_type_hints(whose, include_extras=True)
     fields: dict[str, Any] = {}
     for parameter in parameters:
-        kind = Any if parameter.annotation is parameter.empty else parameter.annotation
+        kind = kinds.get(parameter.name, Any)
         default = ... if parameter.default is parameter.empty else parameter.default
         fields[parameter.name] = (kind, default)
     for key in options:

@@ -16,7 +16,7 @@ BELOW = {
     "kernels": set(),
     "store": set(),
 }
-PERSISTENCE = {"connect", "database", "migrations", "rows", "tables"}
+PERSISTENCE = {"connect", "database", "migrations", "rows", "session", "stages", "tables"}
 """Modules of the store that roles and judges do not see: roles compute, the loop persists."""
 HEAVY = {"torch", "transformers", "trl", "vllm", "triton", "langgraph", "pydantic", "sqlmodel"}
 HEAVY |= {"sqlalchemy", "numpy", "datasets", "accelerate", "reasoning_gym", "peft"}

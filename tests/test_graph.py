@@ -245,7 +245,8 @@ def test_an_unbounded_run_does_not_meet_the_step_limit_of_langgraph(tmp_path: Pa
         "from pathlib import Path\n"
         "from runs import start\n"
         f"root, outcome = start(Path({str(file)!r}), Path({str(tmp_path / 'runs')!r}), "
-        "['rounds=0', 'gate.target=0.9', 'trainer.gain=0.06', 'gate.patience=0', 'gate.undecided=keep'])\n"
+        "['rounds=0', 'gate.target=0.9', 'trainer.gain=0.06', 'gate.patience=0', "
+        "'gate.undecided=keep'])\n"
         "from store.database import Store\n"
         "print(outcome.code, len(Store(root / 'loop.db').rounds()))"
     )

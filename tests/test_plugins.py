@@ -186,3 +186,19 @@ def test_an_option_may_begin_with_model(tmp_path):
         "        return []\n"
     )
     assert plugins.load("judge", f"{path}:Odd", {"model_name": "b"}).model_name == "b"
+
+
+def test_a_plug_in_inherits_the_options_of_a_dataclass_of_another_module(tmp_path):
+    """Their annotations are text, and name what only that other module has imported."""
+    (tmp_path / "mine.py").write_text(
+        "from __future__ import annotations\n"
+        "from dataclasses import dataclass\n"
+        "from roles.trainers.preference import Preference\n"
+        "@dataclass(frozen=True, kw_only=True)\n"
+        "class Mine(Preference):\n"
+        "    patience: int = 1\n"
+    )
+    made = plugins.load("trainer", f"{tmp_path}/mine.py:Mine", {"patience": 3, "loss": "sigmoid"})
+    assert (made.patience, made.loss) == (3, "sigmoid")
+    with pytest.raises(UserError, match="loss"):
+        plugins.load("trainer", f"{tmp_path}/mine.py:Mine", {"loss": "sigmund"})

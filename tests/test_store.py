@@ -22,7 +22,7 @@ from pydantic import TypeAdapter, ValidationError
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import SQLModel
 
-from store import database, records, tables
+from store import database, records, stages, tables
 from store.connect import connect, transaction
 from store.database import Store
 from store.errors import UserError
@@ -300,7 +300,7 @@ def test_every_connection_has_the_pragmas_on(store):
                 "journal_mode": "wal",
                 "foreign_keys": 1,
                 "busy_timeout": 30_000,
-                "synchronous": 2,
+                "synchronous": 1,
             }
 
 
@@ -434,11 +434,13 @@ WRITES = {
 
 
 def test_every_method_that_writes_is_among_those_tested_for_it():
-    tree = ast.parse(inspect.getsource(database)).body
-    (store,) = (node for node in tree if isinstance(node, ast.ClassDef) and node.name == "Store")
+    trees = [ast.parse(inspect.getsource(module)).body for module in (database, stages)]
+    classes = [node for tree in trees for node in tree if isinstance(node, ast.ClassDef)]
+    assert [each.name for each in classes] == ["Store", "Stages"]
     writing = {
         node.name
-        for node in store.body
+        for each in classes
+        for node in each.body
         if isinstance(node, ast.FunctionDef)
         and not node.name.startswith("_")
         and {"_write", "_update_run"}

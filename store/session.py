@@ -1,0 +1,117 @@
+"""The database of a run, a transaction at a time.
+
+Nothing else opens a session. A transaction that writes rows also changes the round's counts of
+them, so the two cannot disagree.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, cast
+
+from sqlalchemy import Text, insert, text
+from sqlalchemy import cast as sql_cast
+from sqlalchemy import select as plain_select
+from sqlmodel import Session, SQLModel, col, select
+
+from store import rows
+from store.connect import connect, transaction
+from store.errors import UserError
+from store.migrations import LATEST, migrate, version
+from store.records import (
+    Purpose,
+)
+from store.tables import (
+    AskedRow,
+    CandidateRow,
+    RoundRow,
+    RunRow,
+)
+
+
+def now() -> datetime:
+    """Now in UTC, as every time in the store."""
+    return datetime.now(UTC)
+
+
+class Database:
+    """One run's history.
+
+    Raises UserError where there is no database, where it is not one, and where a newer Ratchet
+    wrote it.
+    """
+
+    def __init__(self, database: Path, *, create: bool = False) -> None:
+        if not create and not database.is_file():
+            raise UserError(f"no run in {database.parent}: it has no {database.name}")
+        self.root = database.parent
+        self._engine = connect(database)
+        with self._read() as session:
+            found = version(session.connection())
+        if found != LATEST:
+            with self._write() as session:
+                migrate(session.connection())
+        with self._read() as session:
+            run = session.exec(select(RunRow)).first()
+        self._run_id = 0 if run is None else cast(int, run.id)
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    @contextmanager
+    def _read(self) -> Iterator[Session]:
+        with transaction(self._engine, writes=False) as session:
+            yield session
+
+    @contextmanager
+    def _write(self) -> Iterator[Session]:
+        with transaction(self._engine, writes=True) as session:
+            yield session
+
+    def query(self, sql: str, **parameters: Any) -> list[dict[str, Any]]:
+        """The rows that a SELECT gives; `:run` stands for this run."""
+        with self._read() as session:
+            found = session.connection().execute(text(sql), {"run": self._run_id} | parameters)
+            return [dict(row) for row in found.mappings()]
+
+    def _count(self, session: Session, round_id: int, key: str, **added: int) -> None:
+        row = session.get_one(RoundRow, round_id)
+        counted = Counter(row.counts.get(key, {}))
+        counted.update(added)
+        row.counts = row.counts | {key: dict(counted)}
+
+
+def of_asked(chosen: Any, round_id: int, track: str, purpose: Purpose) -> Any:
+    return chosen.where(
+        col(AskedRow.round_id) == round_id,
+        col(AskedRow.track) == track,
+        col(AskedRow.purpose) == purpose,
+    )
+
+
+def columns(table: type[SQLModel], **more: Any) -> Any:
+    """SELECT a table's columns as plain rows, and `more` under their names: ten times faster than
+    as objects that the ORM keeps track of."""
+    named = [column.label(name) for name, column in more.items()]
+    return plain_select(*cast(Any, table).__table__.c, *named).select_from(table)
+
+
+def candidate_columns() -> Any:
+    """SELECT what rows.candidate_record takes."""
+    table = cast(Any, CandidateRow).__table__
+    return plain_select(
+        *(
+            sql_cast(table.c[name], Text) if name == "sampling" else table.c[name]
+            for name in rows.CANDIDATE_COLUMNS
+        )
+    ).select_from(table)
+
+
+def insert_rows(session: Session, table: type[SQLModel], made: Sequence[Mapping[str, Any]]) -> None:
+    """Insert many rows at once, past the ORM's bookkeeping of each."""
+    if made:
+        session.connection().execute(insert(cast(Any, table).__table__), list(made))

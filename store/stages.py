@@ -1,0 +1,369 @@
+"""What the stages of a round write, and what is left for them to do.
+
+Every "what is left?" is answered from rows, never from a mark that could disagree with them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, cast
+
+from sqlalchemy import exists, func
+from sqlmodel import Session, col, select
+
+from store import rows
+from store.records import (
+    Candidate,
+    Completion,
+    Example,
+    Group,
+    Judgement,
+    Prompt,
+    Purpose,
+    Selection,
+    Split,
+)
+from store.session import Database, candidate_columns, columns, insert_rows, of_asked
+from store.tables import (
+    AskedRow,
+    CandidateRow,
+    DroppedRow,
+    ExampleRow,
+    JudgementRow,
+    PromptRow,
+    RoundRow,
+    VerdictRow,
+)
+
+
+class Stages(Database):
+    """Prompts, what was asked, candidates, judgements and examples of a run."""
+
+    # Prompts and what is asked
+
+    def add_prompts(self, prompts: Sequence[Prompt]) -> None:
+        with self._write() as session:
+            self._prompt_ids(session, prompts)
+
+    def _prompt_ids(self, session: Session, prompts: Sequence[Prompt]) -> list[int]:
+        """Ids of the prompts' rows, made where there are none."""
+        digests = [prompt.digest for prompt in prompts]
+        known = self._known(session, digests)
+        new = {d: p for d, p in zip(digests, prompts, strict=True) if d not in known}
+        if new:
+            made = [rows.prompt_row(prompt, self._run_id) for prompt in new.values()]
+            insert_rows(session, PromptRow, made)
+            known = self._known(session, digests)
+        for digest, prompt in zip(digests, prompts, strict=True):
+            if known[digest][1] != prompt.split:
+                raise ValueError(
+                    f"a prompt of split {prompt.split!r} is already kept for {known[digest][1]!r}: "
+                    f"{prompt.messages[-1].content[:80]!r}"
+                )
+        return [known[digest][0] for digest in digests]
+
+    def _known(self, session: Session, digests: Sequence[str]) -> dict[str, tuple[int, str]]:
+        known: dict[str, tuple[int, str]] = {}
+        for start in range(0, len(digests), 10_000):
+            found = session.exec(
+                select(PromptRow.digest, PromptRow.id, PromptRow.split).where(
+                    PromptRow.run_id == self._run_id,
+                    col(PromptRow.digest).in_(digests[start : start + 10_000]),
+                )
+            )
+            known |= {digest: (cast(int, id), split) for digest, id, split in found}
+        return known
+
+    def prompts(self, split: Split) -> list[Prompt]:
+        """The prompts of a split in the order they were added."""
+        with self._read() as session:
+            found = session.exec(
+                select(PromptRow)
+                .where(PromptRow.run_id == self._run_id, PromptRow.split == split)
+                .order_by(col(PromptRow.id))
+            )
+            return [rows.prompt_record(row) for row in found]
+
+    def count_prompts(self, split: Split) -> int:
+        found = self.query(
+            "SELECT count(*) AS n FROM prompt WHERE run_id = :run AND split = :split", split=split
+        )
+        return int(found[0]["n"])
+
+    def held_out_digests(self) -> frozenset[str]:
+        """Of the prompts of every split but train."""
+        found = self.query("SELECT digest FROM prompt WHERE run_id = :run AND split != 'train'")
+        return frozenset(row["digest"] for row in found)
+
+    def asked_digests(self) -> frozenset[str]:
+        """Of the prompts asked for training in any round so far."""
+        found = self.query(
+            "SELECT DISTINCT digest FROM prompt JOIN asked ON asked.prompt_id = prompt.id "
+            "WHERE run_id = :run AND purpose = 'train'"
+        )
+        return frozenset(row["digest"] for row in found)
+
+    def is_asked(self, round_id: int, track: str, purpose: Purpose) -> bool:
+        with self._read() as session:
+            return (
+                session.exec(of_asked(select(AskedRow.id), round_id, track, purpose)).first()
+                is not None
+            )
+
+    def ask(
+        self,
+        round_id: int,
+        track: str,
+        purpose: Purpose,
+        prompts: Sequence[Prompt],
+        batch_size: int,
+    ) -> None:
+        """Write which prompts are asked, and in which batches; new prompts are stored."""
+        with self._write() as session:
+            ids = self._prompt_ids(session, prompts)
+            made = [
+                {
+                    "round_id": round_id,
+                    "prompt_id": prompt_id,
+                    "track": track,
+                    "purpose": purpose,
+                    "batch": place // batch_size,
+                }
+                for place, prompt_id in enumerate(ids)
+            ]
+            insert_rows(session, AskedRow, made)
+            self._count(session, round_id, f"{purpose}:{track}", asked=len(made))
+
+    # Candidates
+
+    def unsampled(self, round_id: int, track: str, purpose: Purpose) -> list[int]:
+        """The batches that have no candidates yet."""
+        answered = exists().where(col(CandidateRow.asked_id) == AskedRow.id)
+        return self._batches(round_id, track, purpose, ~answered)
+
+    def _batches(self, round_id: int, track: str, purpose: Purpose, left: Any) -> list[int]:
+        with self._read() as session:
+            chosen = (
+                of_asked(select(AskedRow.batch), round_id, track, purpose).where(left).distinct()
+            )
+            return sorted(session.exec(chosen))
+
+    def groups(
+        self, round_id: int, track: str, purpose: Purpose, batch: int | None = None
+    ) -> list[Group]:
+        """Asked prompts with the candidates that they have so far."""
+        with self._read() as session:
+            chosen = columns(PromptRow, asked_id=AskedRow.id).join(AskedRow)
+            chosen = of_asked(chosen, round_id, track, purpose).order_by(col(AskedRow.id))
+            answered = candidate_columns().join(AskedRow)
+            answered = of_asked(answered, round_id, track, purpose)
+            answered = answered.order_by(CandidateRow.asked_id, CandidateRow.index)
+            if batch is not None:
+                chosen = chosen.where(AskedRow.batch == batch)
+                answered = answered.where(AskedRow.batch == batch)
+            candidates: dict[int, list[Candidate]] = defaultdict(list)
+            for each in map(rows.candidate_record, session.connection().execute(answered)):
+                candidates[each.asked_id].append(each)
+            return [
+                Group(
+                    asked_id=row.asked_id,
+                    prompt=rows.prompt_record(row),
+                    candidates=tuple(candidates[row.asked_id]),
+                )
+                for row in session.connection().execute(chosen)
+            ]
+
+    def add_candidates(
+        self,
+        round_id: int,
+        track: str,
+        purpose: Purpose,
+        checkpoint_id: int | None,
+        completions: Mapping[int, Sequence[Completion]],
+    ) -> None:
+        """Write a batch: asked id -> its completions. What nobody sampled has no checkpoint."""
+        made: list[dict[str, Any]] = []
+        generated = 0
+        settings: dict[Any, dict[str, Any] | None] = {None: None}
+        for asked_id, answers in completions.items():
+            for index, answer in enumerate(answers):
+                if answer.sampling not in settings:
+                    settings[answer.sampling] = asdict(cast(Any, answer.sampling))
+                sampled = answer.sampling is not None
+                generated += len(answer.token_ids) if sampled else 0
+                writer = checkpoint_id if sampled else None
+                made.append(
+                    rows.candidate_row(answer, asked_id, index, writer, settings[answer.sampling])
+                )
+        with self._write() as session:
+            insert_rows(session, CandidateRow, made)
+            self._count(
+                session,
+                round_id,
+                f"{purpose}:{track}",
+                candidates=len(made),
+                generated_tokens=generated,
+                truncated=sum(row["finish_reason"] == "length" for row in made),
+            )
+
+    # Judgements
+
+    def unjudged(self, round_id: int, track: str, purpose: Purpose, judge: str) -> list[int]:
+        """The batches with a candidate on which `judge` has not concluded in this round."""
+        judged = exists().where(
+            col(JudgementRow.candidate_id) == CandidateRow.id,
+            col(JudgementRow.judge) == judge,
+            col(JudgementRow.round_id) == round_id,
+        )
+        left = exists().where(col(CandidateRow.asked_id) == AskedRow.id, ~judged)
+        return self._batches(round_id, track, purpose, left)
+
+    def add_judgements(
+        self,
+        round_id: int,
+        track: str,
+        purpose: Purpose,
+        judge: str,
+        judge_version: str,
+        judge_model: str | None,
+        judgements: Sequence[Judgement],
+    ) -> None:
+        """Write a batch's judgements and the verdicts behind them."""
+        by = {"round_id": round_id, "judge": judge, "judge_version": judge_version}
+        concluded = [
+            {
+                **by,
+                "candidate_id": judgement.candidate_id,
+                "score": judgement.score,
+                "status": judgement.status,
+                "reason": judgement.reason,
+                "variance": judgement.variance,
+            }
+            for judgement in judgements
+        ]
+        said = [
+            {**by, "judge_model": judge_model, **vars(verdict)}
+            for judgement in judgements
+            for verdict in judgement.verdicts
+        ]
+        with self._write() as session:
+            insert_rows(session, JudgementRow, concluded)
+            insert_rows(session, VerdictRow, said)
+            self._count(
+                session,
+                round_id,
+                f"{purpose}:{track}",
+                judged=len(concluded),
+                verdicts=len(said),
+                unscored=sum(row["status"] != "ok" for row in concluded),
+            )
+
+    def judgements(
+        self, round_id: int, track: str, purpose: Purpose, judge: str, batch: int | None = None
+    ) -> list[Judgement]:
+        """What `judge` concluded, without the verdicts."""
+        with self._read() as session:
+            chosen = columns(JudgementRow).join(CandidateRow).join(AskedRow)
+            chosen = of_asked(chosen, round_id, track, purpose)
+            chosen = chosen.where(JudgementRow.judge == judge, JudgementRow.round_id == round_id)
+            if batch is not None:
+                chosen = chosen.where(AskedRow.batch == batch)
+            found = session.connection().execute(chosen.order_by(col(JudgementRow.id)))
+            return [rows.judgement_record(row) for row in found]
+
+    # Examples
+
+    def is_filtered(self, round_id: int, track: str) -> bool:
+        """Whether each prompt asked for training gave an example or a reason."""
+        kept = exists().where(col(ExampleRow.asked_id) == AskedRow.id)
+        dropped = exists().where(col(DroppedRow.asked_id) == AskedRow.id)
+        with self._read() as session:
+            left = of_asked(select(AskedRow.id), round_id, track, "train").where(~kept, ~dropped)
+            return session.exec(left).first() is None
+
+    def add_selection(self, round_id: int, track: str, selection: Selection) -> None:
+        made = [
+            {
+                "asked_id": example.asked_id,
+                "kind": example.kind,
+                "chosen_id": example.chosen.id,
+                "rejected_id": None if example.rejected is None else example.rejected.id,
+                "margin": example.margin,
+                "weight": example.weight,
+                "rule": example.rule,
+                "chosen_judgement_id": example.chosen_judgement_id,
+                "rejected_judgement_id": example.rejected_judgement_id,
+            }
+            for example in selection.examples
+        ]
+        lost = [{"asked_id": drop.asked_id, "reason": drop.reason} for drop in selection.dropped]
+        reasons = Counter(f"dropped {drop.reason}" for drop in selection.dropped)
+        with self._write() as session:
+            insert_rows(session, ExampleRow, made)
+            insert_rows(session, DroppedRow, lost)
+            self._count(
+                session,
+                round_id,
+                f"train:{track}",
+                examples=len(made),
+                dropped=len(lost),
+                **reasons,
+            )
+
+    def count_examples(self, round_id: int) -> int:
+        """How many examples the round's tracks gave."""
+        found = self.query(
+            "SELECT count(*) AS n FROM example JOIN asked ON asked.id = example.asked_id "
+            "WHERE asked.round_id = :round",
+            round=round_id,
+        )
+        return int(found[0]["n"])
+
+    def examples(self, round_id: int, tracks: Sequence[str]) -> list[Example]:
+        """The examples that these tracks gave in a round, in the order they were selected."""
+        with self._read() as session:
+            mine = (AskedRow.round_id == round_id, col(AskedRow.track).in_(tracks))
+            chosen = columns(ExampleRow, prompt_id=AskedRow.prompt_id).join(AskedRow).where(*mine)
+            found = session.connection().execute(chosen.order_by(col(ExampleRow.id))).all()
+            asked = columns(PromptRow).join(AskedRow).where(*mine)
+            prompts = {
+                row.id: rows.prompt_record(row) for row in session.connection().execute(asked)
+            }
+            used = exists().where(
+                (col(ExampleRow.chosen_id) == CandidateRow.id)
+                | (col(ExampleRow.rejected_id) == CandidateRow.id)
+            )
+            needed = candidate_columns().join(AskedRow).where(*mine, used)
+            answers = map(rows.candidate_record, session.connection().execute(needed))
+            candidates = {each.id: each for each in answers}
+        return [
+            Example(
+                id=row.id,
+                kind=row.kind,
+                asked_id=row.asked_id,
+                prompt=prompts[row.prompt_id],
+                chosen=candidates[row.chosen_id],
+                rejected=None if row.rejected_id is None else candidates[row.rejected_id],
+                margin=row.margin,
+                weight=row.weight,
+                rule=row.rule,
+                chosen_judgement_id=row.chosen_judgement_id,
+                rejected_judgement_id=row.rejected_judgement_id,
+            )
+            for row in found
+        ]
+
+    def count_unaccounted(self) -> int:
+        """Prompts asked for training in finished rounds with neither example nor reason."""
+        with self._read() as session:
+            kept = exists().where(col(ExampleRow.asked_id) == AskedRow.id)
+            dropped = exists().where(col(DroppedRow.asked_id) == AskedRow.id)
+            chosen = (
+                select(func.count())
+                .select_from(AskedRow)
+                .join(RoundRow)
+                .where(AskedRow.purpose == "train", RoundRow.status != "running", ~kept, ~dropped)
+            )
+            return session.exec(chosen).one()
