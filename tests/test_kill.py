@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -9,11 +10,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from runs import HERE, everything, loop, scripted_toml, start
-
-from store.database import Store
 
 MOMENTS = [
     ("open_round", 2),
@@ -46,12 +46,13 @@ prompts = 256
 [warmup.generator]
 n = 2
 [warmup.trainer]
-batch_size = 64
+batch_size = 16
 epochs = 1
-save_every_s = 0
+save_every_s = 0.5
 [trainer]
-batch_size = 8
-save_every_s = 0
+batch_size = 4
+epochs = 2
+save_every_s = 0.5
 learning_rate = 1e-3
 [filter]
 use = "best_worst"
@@ -136,52 +137,55 @@ def start_command(config: Path, runs: Path) -> subprocess.Popen[str]:
     )
 
 
-def test_a_real_run_killed_at_ten_random_moments_and_in_training_ends_the_same(
+def status(runs: Path) -> dict[str, Any]:
+    """How the only run stands; empty before it began."""
+    found = [json.loads(loop("status", root, "--json").stdout) for root in runs.glob("*")]
+    return found[0] if found else {}
+
+
+def test_a_real_run_killed_in_training_and_at_ten_random_moments_ends_the_same(
     tmp_path: Path,
 ) -> None:
     """The embedded model, the real trainers, the real command; the moments are drawn anew."""
-    config, runs = tmp_path / "loop.toml", tmp_path / "runs"
+    config, whole = tmp_path / "loop.toml", tmp_path / "whole"
     config.write_text(SMALL)
-    whole = start_command(config, tmp_path / "whole")
+    running = start_command(config, whole)
+    assert running.stdout is not None
+    running.stdout.readline()  # it says which run it is: the imports are over
     began = time.monotonic()
-    said, _ = whole.communicate(timeout=600)
-    assert whole.returncode == 0, said
+    said, _ = running.communicate(timeout=900)
     lasted = time.monotonic() - began
+    assert running.returncode == 0, said
 
-    chance = random.Random()
-    kills = in_training = 0
-    while kills < 10:
+    runs = tmp_path / "runs-0"
+    running = start_command(config, runs)
+    while not any(runs.glob("*/checkpoints/round-0000-policy.part/saves/*/*")):
+        assert running.poll() is None, running.communicate()[0]
+        time.sleep(0.01)
+    running.send_signal(signal.SIGKILL)
+    running.communicate()
+
+    chance, stages = random.Random(), list[str]()
+    while len(stages) < 10:
         running = start_command(config, runs)
-        # Uniform over a whole run's length, until the whole is done; then at the start again.
-        wait = chance.uniform(0.4, 1.0) * lasted * (0.35 + 0.65 * (kills % 2))
+        assert running.stdout is not None
+        running.stdout.readline()
         try:
-            said, _ = running.communicate(timeout=wait)
+            # Anywhere in what an attempt can do.
+            said, _ = running.communicate(timeout=chance.uniform(0, 1.1 * lasted))
+            assert running.returncode == 0, said
         except subprocess.TimeoutExpired:
-            in_training += any(runs.glob("*/checkpoints/*.part/saves/*"))
             running.send_signal(signal.SIGKILL)
             running.communicate()
-            kills += 1
-            continue
-        assert running.returncode == 0, said
-        break
-    saves = None
-    while saves is None:  # once more, in the middle of a training of the last round
-        running = start_command(config, runs)
-        deadline = time.monotonic() + 300
-        while running.poll() is None and time.monotonic() < deadline:
-            saves = next(runs.glob("*/checkpoints/round-0002-policy.part/saves/*"), None)
-            if saves is not None:
-                running.send_signal(signal.SIGKILL)
-                break
-            time.sleep(0.02)
-        said, _ = running.communicate()
-        if running.returncode == 0:
-            break
+            found = status(runs)
+            stages.append(f"{found.get('round')} {found.get('stage')}")
+        if status(runs).get("status") == "done":
+            same(only_run(whole), only_run(runs))
+            runs = tmp_path / f"runs-{len(stages)}"
     last = start_command(config, runs)
-    said, _ = last.communicate(timeout=600)
+    said, _ = last.communicate(timeout=900)
     assert last.returncode == 0, said
-    print(f"killed {kills} times at random ({in_training} in training), {saves=}")
-    finished = [root for root in runs.iterdir() if Store(root / "loop.db").run().status == "done"]  # type: ignore[union-attr]
-    same(next((tmp_path / "whole").iterdir()), min(finished))
-    verified = loop("verify", min(finished))
+    print(f"a run of {lasted:.0f} s, killed in (round, stage): {', '.join(stages)}")
+    same(only_run(whole), only_run(runs))
+    verified = loop("verify", only_run(runs))
     assert verified.returncode == 0, verified.stdout + verified.stderr

@@ -1,0 +1,106 @@
+"""Recipes: each says what it is and names parts that are there; `irpo` runs as it is typed."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from runs import loop
+
+from loop import config, run
+from store.database import Store
+
+RECIPES = config.recipes()
+PUBLISHED = [name for name in RECIPES if name != "default"]  # default is of no paper
+HEADINGS = ("Paper", "Mechanism", "Differs here, and why", "Claim under test")
+
+SMALL = (
+    # A task whose answers a model of 16 steps gets right now and then, so that there are pairs.
+    'proposer.tasks=[{name="letter_counting",min_words=1,max_words=3}]',
+    *("prompts=16", "rounds=1", "evaluate.gate_prompts=16", "evaluate.test_prompts=16"),
+    *("warmup.prompts=256", "warmup.generator.n=1"),
+    *("warmup.trainer.epochs=2", "warmup.trainer.batch_size=32", "trainer.epochs=1"),
+)
+
+
+def heading(name: str) -> str:
+    """The comment that a recipe opens with, its paragraphs on a line each."""
+    lines = config.recipe_path(name).read_text().splitlines()
+    end = next(number for number, line in enumerate(lines) if not line.startswith("#"))
+    paragraphs = "\n".join(line.removeprefix("#").strip() for line in lines[:end]).split("\n\n")
+    return "\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+
+
+def test_there_is_the_default_and_irpo() -> None:
+    assert {"default", "irpo"} <= set(RECIPES)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_names_parts_and_options_that_are_there(name: str) -> None:
+    assert run.load_roles(config.read(recipe=name))
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_recipe_opens_with_paper_mechanism_differences_and_claim(name: str) -> None:
+    told = heading(name)
+    found = [re.search(rf"^{each}: \S", told, re.M) for each in HEADINGS]
+    assert all(found), f"{name} lacks one of {HEADINGS}"
+    places = [each.start() for each in found if each]
+    assert places == sorted(places)
+    assert re.search(r"^Paper: .+\(.+, \d{4}, arXiv \d{4}\.\d{5}\)\.$", told, re.M)
+    claim = told[places[-1] :]
+    assert all(f"{each}: " in claim for each in ("Metric", "Arena", "Control"))
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_control_of_a_recipe_is_another_run_of_it(name: str) -> None:
+    (control,) = re.findall(r"Control: `--set (\S+)`", heading(name))
+    ours, other = config.read(recipe=name), config.read(recipe=name, sets=[control])
+    assert len(config.differences(ours, other)) == 1
+    assert ours.identity != other.identity
+
+
+def test_a_recipe_is_listed_with_a_whole_sentence() -> None:
+    listed = {each["name"]: each["about"] for each in json.loads(loop("recipes", "--json").stdout)}
+    assert listed["irpo"] == heading("irpo").split("\n")[0]
+
+
+def test_irpo_is_the_papers_loss_on_the_papers_pairs() -> None:
+    found = config.read(recipe="irpo")
+    trainer, track = found.models["policy"].trainer, found.track["main"]
+    assert (trainer.use, track.judge.use, track.filter.use) == (
+        "preference",
+        "verifier",
+        "right_wrong",
+    )
+    assert {key: trainer.options[key] for key in ("loss", "beta", "nll_weight")} == {
+        "loss": "sigmoid",
+        "beta": 0.1,
+        "nll_weight": 1.0,
+    }
+    assert track.generator.options["n"] / track.filter.options["pairs"] == 30 / 10
+
+
+def test_irpo_runs_and_holds_each_pair_to_the_checkpoint_the_round_began_from(
+    tmp_path: Path,
+) -> None:
+    sets = [part for each in SMALL for part in ("--set", each)]
+    done = loop("start", "--recipe", "irpo", "--runs", tmp_path, *sets)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (root,) = tmp_path.iterdir()
+    assert root.name.endswith("-irpo")
+    store = Store(root / run.DATABASE)
+    pairs = store.query(
+        "SELECT example.asked_id AS prompt, rule, candidate.logprob AS before,"
+        " chosen_reference_logprob AS held_to FROM trained_on"
+        " JOIN example ON example.id = trained_on.example_id"
+        " JOIN candidate ON candidate.id = example.chosen_id WHERE kind = 'pair'"
+    )
+    store.close()
+    assert {pair["rule"] for pair in pairs} == {"right_wrong"}
+    assert 1 < len(pairs) / len({pair["prompt"] for pair in pairs}) <= 5
+    assert all(abs(pair["before"] - pair["held_to"]) < 1e-3 for pair in pairs)
+    verified = loop("verify", root)
+    assert verified.returncode == 0, verified.stdout
