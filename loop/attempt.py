@@ -147,11 +147,11 @@ def achieved(store: Store, config: Config) -> Table:
     why_no_gain}: the first model's best checkpoint against the one that its rounds began from,
     paired by prompt on the test split, with a 95 % interval by bootstrap over prompts.
     """
-    from loop import graph
+    from loop import retention
     from loop.measure import bootstrap
 
     model = next(iter(config.models))
-    best = graph.best_checkpoint(store, model)
+    best = retention.best_checkpoint(store, model)
     made = store.checkpoints(model, store.round(0).id)
     first = next(each for each in reversed(made) if each.status != "diverged")
     label = config.evaluate.judge.label

@@ -95,6 +95,9 @@ def ending(store: Store, config: Config) -> Decision | None:
     decided = _decisions(store)
     if any(row["rule"] == "diverged" and row["number"] == 0 for row in decided):
         return Decision(decision="stop", rule="diverged", reason="the warm-up diverged")
+    asked = [each.get("asked", 0) for each in rounds[-1].counts.values()]
+    if rounds[-1].number > 0 and not any(asked):
+        return Decision(decision="stop", rule="no prompts", reason="the proposers gave no prompts")
     if (reached := _reached(store, config)) is not None:
         return reached
     if _complete(rounds, config):

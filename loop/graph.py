@@ -10,44 +10,39 @@ other resume.
 from __future__ import annotations
 
 import gc
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any, TypedDict, cast
 
 from langgraph.graph import END, START, StateGraph
 from langgraph.graph.state import CompiledStateGraph
 from langgraph.runtime import Runtime
-from pydantic import TypeAdapter
 
 from loop import gate as rules
-from loop.config import Config, Role, Track
-from loop.measure import gap, measure
-from loop.progress import Progress
-from roles.protocols import Engine, Filter, Generator, Judge, Policy, Proposer, Trainer
-from store import checkpoints
-from store.database import Store
+from loop.context import STAGES, Context, Rows, StoredHistory
+from loop.retention import tidy
+from loop.work import (
+    EVALUATED,
+    HELD_OUT,
+    add_bases,
+    answer_held_out,
+    checked,
+    hold_out,
+    judge_asked,
+    measure_checkpoint,
+    sample,
+    train_model,
+    under_test,
+)
+from roles.protocols import Filter, Generator, Policy, Proposer
 from store.records import (
-    Call,
-    Checkpoint,
-    Evaluation,
     Example,
     Group,
-    Judgement,
     Prompt,
-    Purpose,
     Round,
-    Split,
-    Training,
 )
 
-STAGES = ("propose", "generate", "judge", "filter", "train", "evaluate", "gate")
 NO_STEP_LIMIT = 1 << 62
 """LangGraph counts steps against a limit that is meant for agents; a run has its own rules."""
-HELD_OUT: tuple[Split, ...] = ("gate", "test")
-EVALUATED: tuple[Purpose, ...] = ("sampled", "greedy")
 
 
 class State(TypedDict):
@@ -55,109 +50,6 @@ class State(TypedDict):
 
     run: str
     round: int
-
-
-@dataclass
-class Context:
-    """What the nodes work with. One policy at most is in memory, and none while training."""
-
-    store: Store
-    config: Config
-    roles: dict[int, Any]
-    """id() of a Role in the configuration -> the role."""
-    progress: Progress
-    stopping: Callable[[], bool]
-    seconds: dict[str, float] = field(default_factory=dict)
-    _open: tuple[int, Policy] | None = None
-
-    @property
-    def root(self) -> Path:
-        return self.store.root
-
-    def role(self, role: Role) -> Any:
-        return self.roles[id(role)]
-
-    def policy(self, checkpoint: Checkpoint) -> Policy:
-        """The checkpoint as a policy; the one that was open before is closed."""
-        if self._open is None or self._open[0] != checkpoint.id:
-            self.close_policy()
-            engine = cast(Engine, self.role(self.config.models[checkpoint.model].engine))
-            self._open = (cast(int, checkpoint.id), engine.open(checkpoint))
-        return self._open[1]
-
-    def close_policy(self) -> None:
-        if self._open is not None:
-            self._open[1].close()
-            self._open = None
-
-    def call(self, round: Round, track: str, stage: str) -> Call:
-        """Where a role is called. Only a trainer reports its steps: the rest goes by batches."""
-        return Call(
-            seed=self.config.seed,
-            round=round.number,
-            track=track,
-            stage=stage,
-            stopping=self.stopping,
-            **({"progress": self.progress.advance} if stage == "train" else {}),
-        )
-
-    def check(self) -> None:
-        """Between two batches: leave if somebody asked for it."""
-        if self.stopping():
-            raise KeyboardInterrupt
-
-    @contextmanager
-    def timed(self, what: str) -> Iterator[None]:
-        began = time.monotonic()
-        try:
-            yield
-        finally:
-            self.seconds[what] = self.seconds.get(what, 0.0) + time.monotonic() - began
-
-    @contextmanager
-    def stage(self, round: Round, stage: str, total: int) -> Iterator[None]:
-        """A stage's work: announced, timed, and where the round stands is stored."""
-        if STAGES.index(stage) > STAGES.index(round.stage):
-            self.store.set_stage(cast(int, round.id), stage)
-        self.progress.begin(round.number, stage, total)
-        try:
-            with self.timed(stage):
-                yield
-        finally:
-            self.store.add_seconds(cast(int, round.id), self.seconds)
-            self.seconds.clear()
-        self.progress.end()
-
-    def spent(self) -> bool:
-        """Whether the budget is used up."""
-        limit = self.config.budget.generated_tokens
-        return 0 < limit <= self.store.generated_tokens()
-
-
-@dataclass(frozen=True)
-class Rows:
-    """The asked rows that a piece of work is about."""
-
-    round: Round
-    track: str
-    purpose: Purpose
-
-    @property
-    def key(self) -> tuple[int, str, Purpose]:
-        return cast(int, self.round.id), self.track, self.purpose
-
-
-@dataclass(frozen=True)
-class StoredHistory:
-    """What roles may ask of earlier rounds."""
-
-    store: Store
-
-    def asked(self) -> frozenset[str]:
-        return self.store.asked_digests()
-
-    def held_out(self) -> frozenset[str]:
-        return self.store.held_out_digests()
 
 
 def build() -> CompiledStateGraph[State, Context, State, State]:
@@ -202,7 +94,7 @@ def after_evaluate(state: State, runtime: Runtime[Context]) -> str:
     context, round = _at(state, runtime)
     left = any(
         context.store.unsampled(*Rows(round, each.model, purpose).key)
-        for each in _under_test(context, round)
+        for each in under_test(context, round)
         for purpose in EVALUATED
     )
     return END if left else "gate"
@@ -235,8 +127,8 @@ def propose(state: State, runtime: Runtime[Context]) -> None:
     context, round = _at(state, runtime)
     store, config = context.store, context.config
     with context.stage(round, "propose", len(config.tracks(round.number))):
-        _add_bases(context, round)
-        _hold_out(context, round)
+        add_bases(context, round)
+        hold_out(context, round)
         for name, track in config.tracks(round.number).items():
             rows = Rows(round, name, "train")
             if store.is_asked(*rows.key):
@@ -250,53 +142,10 @@ def propose(state: State, runtime: Runtime[Context]) -> None:
                 context.policy(store.incumbent(track.model)),
                 context.call(round, name, "propose"),
             )
-            _refuse_held_out(prompts, store.held_out_digests(), track.proposer.use)
+            prompts = list(checked(context, prompts, "train", track.proposer.use))
+            if len(prompts) < track.prompts:
+                context.progress.say(f"track {name}: asked for {track.prompts}, got {len(prompts)}")
             store.ask(*rows.key, prompts, config.batch_prompts)
-
-
-def _add_bases(context: Context, round: Round) -> None:
-    """What each model is before the run: its checkpoint without a parent."""
-    for name in context.config.models:
-        if context.store.checkpoints(name):
-            continue
-        path = base_path(context.root, context.config, name)
-        base = checkpoints.measure(path, name)
-        context.store.add_checkpoint(cast(int, round.id), replace(base, status="accepted"))
-
-
-def base_path(root: Path, config: Config, name: str) -> Path:
-    """Where a model lies before the run. The embedded one is made on first use."""
-    path = config.models[name].path
-    if path != "embedded":
-        return checkpoints.locate(path)
-    from roles.policy import embedded
-
-    final = root / "checkpoints" / f"embedded-{name}"
-    if not final.exists():
-        checkpoints.remove(checkpoints.aside(final))
-        embedded.build(checkpoints.aside(final), config.seed)
-        checkpoints.publish(final)
-    return final
-
-
-def _hold_out(context: Context, round: Round) -> None:
-    """Keep prompts for the gate and the test before any is asked for training."""
-    evaluate = context.config.evaluate
-    proposer = cast(Proposer, context.role(evaluate.proposer))
-    policy = context.policy(context.store.incumbent(next(iter(context.config.models))))
-    for split, count in zip(HELD_OUT, (evaluate.gate_prompts, evaluate.test_prompts), strict=True):
-        if not context.store.count_prompts(split):
-            call = context.call(round, split, "propose")
-            held = proposer.propose(count, split, StoredHistory(context.store), policy, call)
-            _refuse_held_out(held, context.store.held_out_digests(), evaluate.proposer.use)
-            context.store.add_prompts(held)
-
-
-def _refuse_held_out(prompts: Sequence[Prompt], held_out: frozenset[str], proposer: str) -> None:
-    for prompt in prompts:
-        if prompt.digest in held_out:
-            words = prompt.messages[-1].content[:80]
-            raise RuntimeError(f"proposer {proposer!r} gave a prompt that is held out: {words!r}")
 
 
 def generate(state: State, runtime: Runtime[Context]) -> None:
@@ -311,30 +160,7 @@ def generate(state: State, runtime: Runtime[Context]) -> None:
             def answer(prompts: Sequence[Prompt], policy: Policy) -> list[Any]:
                 return generator.generate(prompts, policy, call)  # noqa: B023 - used at once
 
-            _sample(context, Rows(round, name, "train"), writer, answer)
-
-
-def _sample(
-    context: Context,
-    rows: Rows,
-    writer: Checkpoint,
-    answer: Callable[[Sequence[Prompt], Policy], list[Any]],
-) -> None:
-    """Candidates for every batch that has none, until the budget is spent."""
-    for batch in context.store.unsampled(*rows.key):
-        context.check()
-        if context.spent():
-            return
-        groups = context.store.groups(*rows.key, batch)
-        policy = context.policy(writer)
-        with context.timed("in policy"):
-            answers = answer([group.prompt for group in groups], policy)
-        if len(answers) != len(groups) or not all(answers):
-            counts = [len(each) for each in answers]
-            raise RuntimeError(f"asked {len(groups)} prompts, got completions for {counts}")
-        by_asked = {group.asked_id: each for group, each in zip(groups, answers, strict=True)}
-        context.store.add_candidates(*rows.key, writer.id, by_asked)
-        context.progress.advance_by(len(groups))
+            sample(context, Rows(round, name, "train"), writer, answer)
 
 
 def judge(state: State, runtime: Runtime[Context]) -> None:
@@ -342,44 +168,7 @@ def judge(state: State, runtime: Runtime[Context]) -> None:
     tracks = context.config.tracks(round.number)
     with context.stage(round, "judge", sum(track.prompts for track in tracks.values())):
         for name, track in tracks.items():
-            _judge(context, Rows(round, name, "train"), track.judge, track.model)
-
-
-def _judge(context: Context, rows: Rows, role: Role, model: str) -> None:
-    """Judgements of one judge for every batch that lacks one."""
-    judging = cast(Judge, context.role(role))
-    call = context.call(rows.round, rows.track, "judge")
-    version = str(getattr(judging, "version", "1"))
-    for batch in context.store.unjudged(*rows.key, role.label):
-        context.check()
-        groups = context.store.groups(*rows.key, batch)
-        asked = _judging_checkpoint(context, role, model)
-        policy = None if asked is None else context.policy(asked)
-        with context.timed("in judge"):
-            concluded = judging.judge(groups, policy, call)
-        _refuse_others(groups, concluded, role.use)
-        by = None if asked is None else str(asked.path)
-        context.store.add_judgements(*rows.key, role.label, version, by, concluded)
-        context.progress.advance_by(len(groups))
-
-
-def _judging_checkpoint(context: Context, role: Role, model: str) -> Checkpoint | None:
-    """Whose model the judge asks."""
-    if role.model is None:
-        return None
-    return context.store.incumbent(model if role.model == "round" else role.model[6:])
-
-
-def _refuse_others(groups: Sequence[Group], concluded: Sequence[Judgement], judge: str) -> None:
-    """Compare the candidates asked with those judged: a dropped one must not shift the rest."""
-    asked = sorted(each.id for group in groups for each in group.candidates)
-    judged = sorted(judgement.candidate_id for judgement in concluded)
-    if asked != judged:
-        lost, strange = sorted(set(asked) - set(judged)), sorted(set(judged) - set(asked))
-        raise RuntimeError(
-            f"judge {judge!r} was given {len(asked)} candidates and gave {len(judged)} judgements; "
-            f"without one: {lost[:10]}; not asked: {strange[:10]}"
-        )
+            judge_asked(context, Rows(round, name, "train"), track.judge, track.model)
 
 
 def filter(state: State, runtime: Runtime[Context]) -> None:
@@ -396,6 +185,7 @@ def filter(state: State, runtime: Runtime[Context]) -> None:
             selecting = cast(Filter, context.role(track.filter))
             call = context.call(round, name, "filter")
             selection = selecting.select(groups, judgements, StoredHistory(store), call)
+            _refuse_examples(selection.examples, groups, track.filter.use)
             kept = {example.asked_id for example in selection.examples}
             dropped = {drop.asked_id for drop in selection.dropped}
             asked = {group.asked_id for group in groups}
@@ -407,6 +197,18 @@ def filter(state: State, runtime: Runtime[Context]) -> None:
             store.add_selection(cast(int, round.id), name, selection)
     if tracks and not store.count_examples(cast(int, round.id)):
         store.close_round(cast(int, round.id), "no_examples")
+
+
+def _refuse_examples(examples: Sequence[Example], groups: Sequence[Group], filter: str) -> None:
+    """An example's answers are answers to its own prompt."""
+    own = {group.asked_id: {each.id for each in group.candidates} for group in groups}
+    for each in examples:
+        sides = {each.chosen.id} | (set() if each.rejected is None else {each.rejected.id})
+        if not sides <= own.get(each.asked_id, set()):
+            raise RuntimeError(
+                f"filter {filter!r} made an example of asked prompt {each.asked_id} from "
+                f"candidates {sorted(sides)}, which are not its own"
+            )
 
 
 def train(state: State, runtime: Runtime[Context]) -> None:
@@ -422,35 +224,7 @@ def train(state: State, runtime: Runtime[Context]) -> None:
             made = context.store.checkpoints(model, cast(int, round.id))
             if examples and not any(each.parent_id is not None for each in made):
                 context.close_policy()
-                _train(context, round, model, examples)
-
-
-def _train(context: Context, round: Round, model: str, examples: Sequence[Example]) -> None:
-    """Train aside, give it its name, store it. A kill between any two is made good here."""
-    final = checkpoints.folder(context.root, round.number, model)
-    start = context.store.incumbent(model)
-    kept = TypeAdapter(Training)
-    if not final.exists():
-        context.check()
-        part = checkpoints.aside(final)
-        part.mkdir(parents=True, exist_ok=True)
-        trainer = cast(Trainer, context.role(context.config.trainer(round.number, model)))
-        call = context.call(round, model, "train")
-        with context.timed("in trainer"):
-            training = trainer.train(examples, start, start, part, call)
-        (part / checkpoints.TRAINING).write_bytes(kept.dump_json(training))
-        checkpoints.publish(final)
-    training = kept.validate_json((final / checkpoints.TRAINING).read_bytes())
-    made = checkpoints.measure(final, model, parent_id=start.id)
-    made = replace(made, status=training.status)
-    context.store.add_checkpoint(cast(int, round.id), made, training, examples)
-    (final / checkpoints.TRAINING).unlink()
-
-
-def _under_test(context: Context, round: Round) -> list[Checkpoint]:
-    """The newest checkpoint of each model that this round made (in round 0: or took)."""
-    newest = {each.model: each for each in context.store.checkpoints(round_id=round.id)}
-    return [each for each in newest.values() if each.status != "diverged"]
+                train_model(context, round, model, examples)
 
 
 def evaluate(state: State, runtime: Runtime[Context]) -> None:
@@ -458,66 +232,21 @@ def evaluate(state: State, runtime: Runtime[Context]) -> None:
     context, round = _at(state, runtime)
     held_out = {split: context.store.prompts(split) for split in HELD_OUT}
     prompts = [prompt for split in HELD_OUT for prompt in held_out[split]]
-    under_test = _under_test(context, round)
-    with context.stage(round, "evaluate", 4 * len(prompts) * len(under_test)):
-        for checkpoint in under_test:
+    made = under_test(context, round)
+    with context.stage(round, "evaluate", 4 * len(prompts) * len(made)):
+        for checkpoint in made:
             if context.store.evaluations(cast(int, checkpoint.id)):
                 continue
             for purpose in EVALUATED:
                 rows = Rows(round, checkpoint.model, purpose)
                 if not context.store.is_asked(*rows.key):
                     context.store.ask(*rows.key, prompts, context.config.batch_prompts)
-                _answer_held_out(context, rows, checkpoint)
+                answer_held_out(context, rows, checkpoint)
                 if context.store.unsampled(*rows.key):
                     return
-                _judge(context, rows, context.config.evaluate.judge, checkpoint.model)
-            found = _measure(context, round, checkpoint)
+                judge_asked(context, rows, context.config.evaluate.judge, checkpoint.model)
+            found = measure_checkpoint(context, round, checkpoint)
             context.store.add_evaluations(cast(int, round.id), cast(int, checkpoint.id), found)
-
-
-def _answer_held_out(context: Context, rows: Rows, checkpoint: Checkpoint) -> None:
-    sampling = context.config.evaluate.sampling(greedy=rows.purpose == "greedy")
-    count = 1 if rows.purpose == "greedy" else context.config.evaluate.samples
-    call = context.call(rows.round, rows.track, f"evaluate {rows.purpose}")
-
-    def answer(prompts: Sequence[Prompt], policy: Policy) -> list[Any]:
-        seeds = [[call.seed_for(each.digest, index) for index in range(count)] for each in prompts]
-        return policy.sample(prompts, sampling=sampling, seeds=seeds)
-
-    _sample(context, rows, checkpoint, answer)
-
-
-def _measure(context: Context, round: Round, checkpoint: Checkpoint) -> list[Evaluation]:
-    store, model, fixed = context.store, checkpoint.model, context.config.evaluate.judge
-    sampled_rows = Rows(round, model, "sampled")
-    greedy_rows = Rows(round, model, "greedy")
-    sampled, greedy = store.groups(*sampled_rows.key), store.groups(*greedy_rows.key)
-    judged = {
-        each.candidate_id: each
-        for rows in (sampled_rows, greedy_rows)
-        for each in store.judgements(*rows.key, fixed.label)
-    }
-    seed = context.call(round, model, "evaluate").seed_for("bootstrap")
-    found: list[Evaluation] = []
-    for split in HELD_OUT:
-        parts = [_of(sampled, split), _of(greedy, split)]
-        found += measure(model, split, parts[0], parts[1], judged, fixed.label, seed)
-    judge = _round_judge(context, model)
-    if judge.label != fixed.label:
-        _judge(context, sampled_rows, judge, model)
-    chosen = {each.candidate_id: each for each in store.judgements(*sampled_rows.key, judge.label)}
-    left_to_teach = gap(model, "gate", _of(sampled, "gate"), chosen, judged, judge.label, seed)
-    return found if left_to_teach is None else [*found, left_to_teach]
-
-
-def _of(groups: Sequence[Group], split: Split) -> list[Group]:
-    return [group for group in groups if group.prompt.split == split]
-
-
-def _round_judge(context: Context, model: str) -> Role:
-    """The judge whose choices the model is trained on: its first track's."""
-    tracks: Iterator[Track] = iter(context.config.track.values())
-    return next(track.judge for track in tracks if track.model == model)
 
 
 def gate(state: State, runtime: Runtime[Context]) -> None:
@@ -547,42 +276,6 @@ def gate(state: State, runtime: Runtime[Context]) -> None:
     for each in decisions:
         context.progress.say(f"round {round.number}  {each.model}: {each.decision}, {each.reason}")
     tidy(context)
-
-
-def tidy(context: Context) -> None:
-    """Point `best` at the best checkpoint and delete weights that nothing needs any more."""
-    store = context.store
-    checkpoints.sweep(context.root)
-    pruned: list[Checkpoint] = []
-    for model in context.config.models:
-        made = [each for each in store.checkpoints(model) if each.status != "pruned"]
-        if not made:
-            continue
-        best, incumbent = best_checkpoint(store, model), store.incumbent(model)
-        if model == next(iter(context.config.models)):
-            checkpoints.link_best(context.root, best.path)
-        kept = {best.id, incumbent.id} | {
-            each.id for each in made[-context.config.checkpoints.keep_last :]
-        }
-        inside = [each for each in made if each.path.is_relative_to(context.root)]
-        pruned += [each for each in inside if each.id not in kept]
-    store.set_pruned([cast(int, each.id) for each in pruned])
-    for each in store.checkpoints():  # those that a kill left behind as well
-        if each.status == "pruned" and each.path.is_relative_to(context.root):
-            checkpoints.remove(each.path)
-
-
-def best_checkpoint(store: Store, model: str) -> Checkpoint:
-    """The accepted checkpoint with the highest score on the gate split; the newest of equals."""
-    accepted = [each for each in store.checkpoints(model) if each.status == "accepted"]
-
-    def score(checkpoint: Checkpoint) -> float:
-        found = store.evaluations(cast(int, checkpoint.id))
-        return next(
-            (each.value for each in found if (each.split, each.metric) == ("gate", "score")), -1e300
-        )
-
-    return max(reversed(accepted), key=score)
 
 
 NODES: dict[str, Callable[[State, Runtime[Context]], None]] = {

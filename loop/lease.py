@@ -6,11 +6,12 @@ import os
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import psutil
+from sqlalchemy.exc import SQLAlchemyError
 
 from store.database import Store
 from store.errors import UserError
@@ -88,4 +89,5 @@ def held(store: Store, *, renewed_every_s: float = RENEWED_EVERY_S) -> Iterator[
     finally:
         done.set()
         thread.join()
-        store.release_lease(name)
+        with suppress(SQLAlchemyError):  # a full disk, say; the next sees that this process is dead
+            store.release_lease(name)

@@ -11,6 +11,7 @@ import os
 import platform
 import shutil
 import signal
+import sys
 import threading
 import time
 import traceback
@@ -22,6 +23,8 @@ from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from sqlalchemy.exc import SQLAlchemyError
 
 from loop import config as configuration
 from loop import lease, names
@@ -61,17 +64,20 @@ def find_run(given: Path | None, runs: Path) -> Path:
 
 
 def all_runs(runs: Path) -> list[Path]:
-    """Run directories, the newest last."""
-    found = [path.parent for path in runs.glob(f"*/{DATABASE}")]
-    return sorted(found, key=lambda root: ((root / "config.json").stat().st_mtime_ns, root.name))
+    """Run directories, the newest last: their names begin with the time they were made."""
+    return sorted(path.parent for path in runs.glob(f"*/{DATABASE}"))
 
 
 def unfinished(runs: Path, config: Config) -> Path | None:
     """The newest run of equal identity that has not ended."""
     for root in reversed(all_runs(runs)):
-        store = Store(root / DATABASE)
-        run = store.run()
-        store.close()
+        try:
+            store = Store(root / DATABASE)
+            run = store.run()
+            store.close()
+        except (UserError, SQLAlchemyError) as error:
+            print(f"loop: passed over {root}: {error}", file=sys.stderr)
+            continue
         waiting = run is not None and run.status in ("running", "interrupted", "failed")
         if run is not None and waiting and run.identity == config.identity:
             return root
@@ -95,24 +101,24 @@ def begin(config: Config, runs: Path, name: str) -> Path:
         number += 1
         root = runs / f"{stem}-{number}"
     try:
-        root.mkdir(parents=True)
-        (root / "checkpoints").mkdir()
-        (root / "logs").mkdir()
-    except OSError as error:
-        raise UserError(f"cannot make a run directory under {runs}: {error.strerror}") from None
-    store = Store(root / DATABASE, create=True)
-    store.create_run(
-        Run(
-            uuid=str(uuid.uuid4()),
-            name=root.name,
-            config=config.model_dump(mode="json"),
-            identity=config.identity,
-            seed=config.seed,
-            versions=versions(),
+        for folder in (root, root / "checkpoints", root / "logs"):
+            folder.mkdir(parents=True)
+        _write_config(root, config)
+        store = Store(root / DATABASE, create=True)
+        store.create_run(
+            Run(
+                uuid=str(uuid.uuid4()),
+                name=root.name,
+                config=config.model_dump(mode="json"),
+                identity=config.identity,
+                seed=config.seed,
+                versions=versions(),
+            )
         )
-    )
-    store.close()
-    _write_config(root, config)
+        store.close()
+    except (OSError, SQLAlchemyError) as error:
+        shutil.rmtree(root, ignore_errors=True)
+        raise UserError(f"cannot make a run directory under {runs}: {error}") from error
     return root
 
 
@@ -195,53 +201,70 @@ def drive(root: Path, progress: Progress, roles: dict[int, Any], config: Config)
     """
     for key in ("LANGSMITH_TRACING", "LANGSMITH_TRACING_V2", "LANGCHAIN_TRACING_V2"):
         os.environ[key] = "false"
-    from loop import graph
+    from loop.context import Context
 
     store = Store(root / DATABASE)
     try:
-        with lease.held(store) as lost, _signals() as asked:
-            context = graph.Context(
+        with lease.held(store) as lost, _signals() as signals:
+            _refuse_changed_weights(store, config)
+            store.note_versions(versions())
+            context = Context(
                 store=store,
                 config=config,
                 roles=roles,
                 progress=progress,
-                stopping=_stopping(store, lost, asked),
+                stopping=_stopping(store, lost, signals, progress),
             )
             store.set_status("running")
             try:
-                outcome = _drive(context)
+                return _drive(context)
             finally:
+                signals.deaf = True  # leaving takes a moment; a third Ctrl-C must not break it off
                 progress.abandon()
                 context.close_policy()
-            return outcome
     finally:
         store.close()
 
 
+def _refuse_changed_weights(store: Store, config: Config) -> None:
+    """A round that begins from other weights than were measured would be believed for nothing."""
+    for model in config.models:
+        if store.checkpoints(model) and not checkpoints.intact(found := store.incumbent(model)):
+            raise UserError(
+                f"{found.path}, from which {store.root} goes on, is missing or not as it was "
+                f"written; put it back (`loop verify {store.root}` says when it is right), or "
+                "delete the run to begin anew"
+            )
+
+
 def _drive(context: Any) -> Outcome:
-    from loop import gate, graph
+    from loop import gate, graph, retention
 
     store, config = context.store, context.config
     try:
-        graph.tidy(context)
+        retention.tidy(context)
         machine = graph.build()
         state = graph.State(run=store.run().uuid, round=0)
         machine.invoke(state, {"recursion_limit": graph.NO_STEP_LIMIT}, context=context)
+        ending: Decision | None = gate.ending(store, config)
+        if ending is None:
+            raise RuntimeError("the graph ended and no rule ended the run")
+        status: RunStatus = "done" if gate.is_success(ending) else "stopped"
+        store.set_status(status, ending)
+        return Outcome(0 if status == "done" else 3, status, ending.reason)
     except KeyboardInterrupt:
         store.set_status("interrupted")
         return Outcome(130, "interrupted", "interrupted; what was committed is kept")
     except UserError:
         store.set_status("failed")
         raise
-    except Exception:  # noqa: BLE001 - shown whole, and the run stops with code 4
-        store.set_status("failed")
-        return Outcome(4, "failed", traceback.format_exc())
-    ending: Decision | None = gate.ending(store, config)
-    if ending is None:
-        raise RuntimeError("the graph ended and no rule ended the run")
-    status: RunStatus = "done" if gate.is_success(ending) else "stopped"
-    store.set_status(status, ending)
-    return Outcome(0 if status == "done" else 3, status, ending.reason)
+    except (Exception, SystemExit):  # noqa: BLE001 - shown whole, and the run stops, code 4
+        shown = traceback.format_exc()
+        try:
+            store.set_status("failed")
+        except (SQLAlchemyError, UserError) as error:  # a full disk, say: then the lease tells
+            shown += f"\nand its status could not be written: {error}"
+        return Outcome(4, "failed", shown)
 
 
 def discard(root: Path) -> None:
@@ -253,37 +276,54 @@ def discard(root: Path) -> None:
         shutil.rmtree(root)
 
 
+class Signals:
+    """Plain attributes: a lock taken in a signal handler can be held by the code it broke into."""
+
+    asked = False
+    deaf = False
+
+
 @contextmanager
-def _signals() -> Iterator[threading.Event]:
+def _signals() -> Iterator[Signals]:
     """The first interrupt asks the run to stop after its batch; the second stops it at once."""
-    asked = threading.Event()
+    signals = Signals()
 
     def ask(number: int, frame: object) -> None:
-        if asked.is_set():
+        if signals.deaf:
+            return
+        if signals.asked:
+            signals.deaf = True
             raise KeyboardInterrupt
-        asked.set()
+        signals.asked = True
 
     if threading.current_thread() is not threading.main_thread():
-        yield asked
+        yield signals
         return
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield asked
+        yield signals
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def _stopping(store: Store, lost: threading.Event, asked: threading.Event) -> Callable[[], bool]:
+def _stopping(
+    store: Store, lost: threading.Event, signals: Signals, progress: Progress
+) -> Callable[[], bool]:
     """Whether the run is to stop: by signal, by `loop stop`. Raises when the lease is lost."""
-    last = [0.0, False]
+    last, said = 0.0, False
 
     def stopping() -> bool:
+        nonlocal last, said
         if lost.is_set():
             raise UserError(f"another process has taken over {store.root}")
-        if time.monotonic() - last[0] >= ASKED_EVERY_S:
-            last[:] = [time.monotonic(), store.stop_requested()]
-        return asked.is_set() or bool(last[1])
+        if not signals.asked and time.monotonic() - last >= ASKED_EVERY_S:
+            last = time.monotonic()
+            signals.asked = store.stop_requested()
+        if signals.asked and not said:
+            said = True
+            progress.say("stopping; what is committed is kept")
+        return signals.asked
 
     return stopping
 

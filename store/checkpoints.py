@@ -35,14 +35,19 @@ def publish(final: Path) -> None:
     """Make what was written aside durable and give it its name. Raises for a pickle."""
     part = aside(final)
     files = list(_files(part))
+    if found := pickles(part):
+        raise RuntimeError(f"a checkpoint holds safetensors only, found {found[0]}")
     for file in files:
-        if file.suffix in PICKLES:
-            raise RuntimeError(f"a checkpoint holds safetensors only, found {file}")
         _fsync(file)
     for parent in {file.parent for file in files} | {part}:
         _fsync(parent)
     part.rename(final)
     _fsync(final.parent)
+
+
+def pickles(path: Path) -> list[Path]:
+    """The files of a folder that could run code when they are loaded."""
+    return [file for file in _files(path) if file.suffix in PICKLES]
 
 
 def measure(path: Path, model: str, *, parent_id: int | None = None) -> Checkpoint:

@@ -87,6 +87,19 @@ class Store(Stages):
     def stop_requested(self) -> bool:
         return bool(self.query("SELECT stop_requested FROM run WHERE id = :run")[0].popitem()[1])
 
+    def note_versions(self, versions: dict[str, str]) -> None:
+        """Keep it when a run goes on under other versions than it began with."""
+        with self._write() as session:
+            run = session.get_one(RunRow, self._run_id)
+            when = now().isoformat(sep=" ", timespec="seconds")
+            changes = [
+                {"when": when, "key": f"versions.{key}", "from": run.versions.get(key), "to": found}
+                for key, found in versions.items()
+                if run.versions.get(key) != found
+            ]
+            if changes:
+                run.versions, run.changes = versions, [*run.changes, *changes]
+
     def change_config(self, config: dict[str, Any], changes: Sequence[dict[str, Any]]) -> None:
         """Replace the resolved configuration, and keep what was changed and when."""
         with self._write() as session:
@@ -232,7 +245,15 @@ class Store(Stages):
     def _trained(
         self, session: Session, id: int, training: Training, examples: Sequence[Example]
     ) -> None:
-        steps = [{"checkpoint_id": id, **asdict(step)} for step in training.steps]
+        steps = [
+            {
+                "checkpoint_id": id,
+                "step": step.step,
+                "loss": step.loss,
+                "metrics": dict(sorted(step.metrics.items())),
+            }
+            for step in training.steps
+        ]
         held_to = training.reference_logprobs
         learned = [
             {

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from runs import HERE, SCRIPTED, everything, scripted_toml, start
 
-from loop import config, graph, run
+from loop import config, graph, retention, run
 from store.database import Store
 from store.errors import UserError
 
@@ -232,7 +232,7 @@ def test_retention_keeps_the_incumbent_the_best_and_the_last(tmp_path: Path) -> 
     made = store.checkpoints("policy")
     kept = {path.name for path in (root / "checkpoints").iterdir() if not path.is_symlink()}
     assert kept == {each.path.name for each in made[1:] if each.status != "pruned"}
-    best = graph.best_checkpoint(store, "policy")
+    best = retention.best_checkpoint(store, "policy")
     assert (root / "checkpoints" / "best").resolve() == best.path.resolve()
     assert any(each.status == "pruned" for each in made)
 

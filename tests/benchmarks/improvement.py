@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy
 
-from loop.graph import best_checkpoint
+from loop.retention import best_checkpoint
 from loop.report import rounds
 from store.database import Store
 

@@ -1,0 +1,129 @@
+"""What the nodes of the graph work with: the store, the roles, and one policy at a time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+from loop.config import Config, Role
+from loop.progress import Progress
+from roles.protocols import Engine, Policy
+from store.database import Store
+from store.records import (
+    Call,
+    Checkpoint,
+    Purpose,
+    Round,
+)
+
+STAGES = ("propose", "generate", "judge", "filter", "train", "evaluate", "gate")
+
+
+@dataclass
+class Context:
+    """What the nodes work with. One policy at most is in memory, and none while training."""
+
+    store: Store
+    config: Config
+    roles: dict[int, Any]
+    """id() of a Role in the configuration -> the role."""
+    progress: Progress
+    stopping: Callable[[], bool]
+    seconds: dict[str, float] = field(default_factory=dict)
+    _open: tuple[int, Policy] | None = None
+
+    @property
+    def root(self) -> Path:
+        return self.store.root
+
+    def role(self, role: Role) -> Any:
+        return self.roles[id(role)]
+
+    def policy(self, checkpoint: Checkpoint) -> Policy:
+        """The checkpoint as a policy; the one that was open before is closed."""
+        if self._open is None or self._open[0] != checkpoint.id:
+            self.close_policy()
+            engine = cast(Engine, self.role(self.config.models[checkpoint.model].engine))
+            policy = engine.open(checkpoint)
+            if not isinstance(policy, Policy):
+                raise RuntimeError(f"engine {type(engine).__name__} opened {policy!r}, no policy")
+            self._open = (cast(int, checkpoint.id), policy)
+        return self._open[1]
+
+    def close_policy(self) -> None:
+        if self._open is not None:
+            self._open[1].close()
+            self._open = None
+
+    def call(self, round: Round, track: str, stage: str) -> Call:
+        """Where a role is called. Only a trainer reports its steps: the rest goes by batches."""
+        return Call(
+            seed=self.config.seed,
+            round=round.number,
+            track=track,
+            stage=stage,
+            stopping=self.stopping,
+            **({"progress": self.progress.advance} if stage == "train" else {}),
+        )
+
+    def check(self) -> None:
+        """Between two batches: leave if somebody asked for it."""
+        if self.stopping():
+            raise KeyboardInterrupt
+
+    @contextmanager
+    def timed(self, what: str) -> Iterator[None]:
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[what] = self.seconds.get(what, 0.0) + time.monotonic() - began
+
+    @contextmanager
+    def stage(self, round: Round, stage: str, total: int) -> Iterator[None]:
+        """A stage's work: announced, timed, and where the round stands is stored."""
+        if STAGES.index(stage) > STAGES.index(round.stage):
+            self.store.set_stage(cast(int, round.id), stage)
+        self.progress.begin(round.number, stage, total)
+        try:
+            with self.timed(stage):
+                yield
+        finally:
+            self.store.add_seconds(cast(int, round.id), self.seconds)
+            self.seconds.clear()
+        self.progress.end()
+
+    def spent(self) -> bool:
+        """Whether the budget is used up."""
+        limit = self.config.budget.generated_tokens
+        return 0 < limit <= self.store.generated_tokens()
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The asked rows that a piece of work is about."""
+
+    round: Round
+    track: str
+    purpose: Purpose
+
+    @property
+    def key(self) -> tuple[int, str, Purpose]:
+        return cast(int, self.round.id), self.track, self.purpose
+
+
+@dataclass(frozen=True)
+class StoredHistory:
+    """What roles may ask of earlier rounds."""
+
+    store: Store
+
+    def asked(self) -> frozenset[str]:
+        return self.store.asked_digests()
+
+    def held_out(self) -> frozenset[str]:
+        return self.store.held_out_digests()

@@ -1,0 +1,48 @@
+"""Which checkpoints are kept on disk, and which is the best."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from loop.context import Context
+from store import checkpoints
+from store.database import Store
+from store.records import (
+    Checkpoint,
+)
+
+
+def tidy(context: Context) -> None:
+    """Point `best` at the best checkpoint and delete weights that nothing needs any more."""
+    store = context.store
+    checkpoints.sweep(context.root)
+    pruned: list[Checkpoint] = []
+    for model in context.config.models:
+        made = [each for each in store.checkpoints(model) if each.status != "pruned"]
+        if not made:
+            continue
+        best, incumbent = best_checkpoint(store, model), store.incumbent(model)
+        if model == next(iter(context.config.models)):
+            checkpoints.link_best(context.root, best.path)
+        kept = {best.id, incumbent.id} | {
+            each.id for each in made[-context.config.checkpoints.keep_last :]
+        }
+        inside = [each for each in made if each.path.is_relative_to(context.root)]
+        pruned += [each for each in inside if each.id not in kept]
+    store.set_pruned([cast(int, each.id) for each in pruned])
+    for each in store.checkpoints():  # those that a kill left behind as well
+        if each.status == "pruned" and each.path.is_relative_to(context.root):
+            checkpoints.remove(each.path)
+
+
+def best_checkpoint(store: Store, model: str) -> Checkpoint:
+    """The accepted checkpoint with the highest score on the gate split; the newest of equals."""
+    accepted = [each for each in store.checkpoints(model) if each.status == "accepted"]
+
+    def score(checkpoint: Checkpoint) -> float:
+        found = store.evaluations(cast(int, checkpoint.id))
+        return next(
+            (each.value for each in found if (each.split, each.metric) == ("gate", "score")), -1e300
+        )
+
+    return max(reversed(accepted), key=score)
