@@ -11,7 +11,8 @@ from roles import plugins
 from store.errors import UserError
 
 BEGINNING = """\
-# A run of Ratchet. Change what you like; what you delete is as in `loop recipes default`.
+# A run of Ratchet. Everything below is as it is when left out; take a `#` away and change what
+# you like.
 # Check it with `loop plan --config FILE`, run it with `loop start --config FILE`.
 #
 # Prompts of your own, one JSON object a line with the columns "prompt" and "answer":
@@ -27,10 +28,16 @@ BEGINNING = """\
 
 
 def beginning() -> str:
-    """A file of settings to begin from: the default recipe's, spelled out."""
+    """A file of settings to begin from: the default's, as comments, so that what is left as it
+    is does not stand in the way of a recipe."""
     lines = recipe("default").splitlines()
     settings = next(place for place, line in enumerate(lines) if not line.startswith("#"))
-    return BEGINNING + "\n".join(lines[settings:]).strip() + "\n"
+    kept = "\n".join(lines[settings:]).strip().splitlines()
+    return BEGINNING + "\n".join(_as_comment(line) for line in kept) + "\n"
+
+
+def _as_comment(line: str) -> str:
+    return line if not line or line.startswith(("[", "#")) else f"# {line}"
 
 
 def recipes() -> list[Table]:

@@ -101,7 +101,7 @@ def ending(store: Store, config: Config) -> Decision | None:
     if (reached := _reached(store, config)) is not None:
         return reached
     if _complete(rounds, config):
-        reason = f"{config.rounds} rounds are done"
+        reason = f"{config.rounds} of {config.rounds} rounds done"
         return Decision(decision="stop", rule="rounds", reason=reason)
     return _out_of_patience(rounds, decided, config)
 

@@ -7,16 +7,14 @@ resampling prompts, because the answers to one prompt are not independent.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy
 
-from store.records import Evaluation, Group, Judgement, Split
+from store.records import Answer, Evaluation, Split
 
 RESAMPLES = 2000
 LEVEL = 0.95
-Judged = Mapping[int, Judgement]
-"""Candidate id -> judgement."""
 
 
 def bootstrap(values: Sequence[float], resamples: int, seed: int) -> tuple[float, float, float]:
@@ -33,30 +31,19 @@ def bootstrap(values: Sequence[float], resamples: int, seed: int) -> tuple[float
 
 
 def measure(
-    model: str,
-    split: Split,
-    sampled: Sequence[Group],
-    greedy: Sequence[Group],
-    judged: Judged,
-    judge: str,
-    seed: int,
+    model: str, split: Split, answers: Sequence[Answer], judge: str, seed: int
 ) -> list[Evaluation]:
-    """Accuracy (the share of answers scored exactly 1), score, length, distinctness and more."""
+    """Accuracy (the share of answers scored exactly 1), score, length, distinctness and more, of
+    the answers to prompts of `split`."""
+    sampled = by_prompt(answers, split, greedy=False)
     per_prompt: dict[str, Sequence[float | None]] = {
-        "accuracy_greedy": [_mean_right(group, judged) for group in greedy],
-        "accuracy_sampled": [_mean_right(group, judged) for group in sampled],
-        "score": [mean_score(group, judged) for group in sampled],
-        "length": [_mean(len(each.token_ids) for each in group.candidates) for group in sampled],
-        "truncated": [
-            _mean(each.finish_reason == "length" for each in group.candidates) for group in sampled
-        ],
-        "distinct": [
-            len({each.text for each in group.candidates}) / len(group.candidates)
-            for group in sampled
-        ],
-        "unscored": [
-            _mean(judged[each.id].score is None for each in group.candidates) for group in sampled
-        ],
+        "accuracy_greedy": [_right(group) for group in by_prompt(answers, split, greedy=True)],
+        "accuracy_sampled": [_right(group) for group in sampled],
+        "score": [mean_score(group) for group in sampled],
+        "length": [_mean(each.tokens for each in group) for group in sampled],
+        "truncated": [_mean(each.truncated for each in group) for group in sampled],
+        "distinct": [len({each.text for each in group}) / len(group) for group in sampled],
+        "unscored": [_mean(each.score is None for each in group) for group in sampled],
     }
     return [
         evaluation
@@ -68,41 +55,56 @@ def measure(
 def gap(
     model: str,
     split: Split,
-    sampled: Sequence[Group],
-    chosen: Judged,
-    judged: Judged,
+    answers: Sequence[Answer],
+    chosen: Sequence[Answer],
     judge: str,
     seed: int,
 ) -> Evaluation | None:
     """The generation-verification gap: what picking the answer that the round's judge likes best
     gains over picking any, by the fixed judge's score. Zero: the judge has nothing left to teach.
 
+    answers, chosen: the same answers in the same order, as the fixed and the round's judge scored
+    them.
+
     Source: Song et al. (2024), "Mind the Gap", arXiv 2412.02674, definition of the gap with
     best-of-n as the reweighting.
     """
-    gains: list[float | None] = []
-    for group in sampled:
-        scored = [each for each in group.candidates if chosen[each.id].score is not None]
-        mean = mean_score(group, judged)
-        if not scored or mean is None:
-            gains.append(None)
-            continue
-        top = max(chosen[each.id].score or 0.0 for each in scored)
-        best = [judged[each.id].score for each in scored if chosen[each.id].score == top]
-        gains.append(_mean(score for score in best if score is not None) - mean)
+    fixed = by_prompt(answers, split, greedy=False)
+    liked = by_prompt(chosen, split, greedy=False)
+    gains = [_gain(*each) for each in zip(fixed, liked, strict=True)]
     return _evaluation(model, split, "gap", gains, judge, seed)
 
 
-def mean_score(group: Group, judged: Judged) -> float | None:
-    """None when no candidate of the group has a score."""
-    scores = [judged[each.id].score for each in group.candidates]
-    known = [score for score in scores if score is not None]
+def _gain(group: Sequence[Answer], liked: Sequence[Answer]) -> float | None:
+    known = [each.score for each in liked if each.score is not None]
+    mean = mean_score(group)
+    if not known or mean is None:
+        return None
+    best = [
+        answer.score
+        for answer, like in zip(group, liked, strict=True)
+        if like.score == max(known) and answer.score is not None
+    ]
+    return _mean(best) - mean if best else None
+
+
+def by_prompt(answers: Sequence[Answer], split: Split, *, greedy: bool) -> list[list[Answer]]:
+    """The answers of one kind, a list a prompt."""
+    groups: dict[int, list[Answer]] = {}
+    for each in answers:
+        if each.split == split and bool(each.greedy) == greedy:
+            groups.setdefault(each.prompt_id, []).append(each)
+    return list(groups.values())
+
+
+def mean_score(group: Sequence[Answer]) -> float | None:
+    """None when no answer of the group has a score."""
+    known = [each.score for each in group if each.score is not None]
     return _mean(known) if known else None
 
 
-def _mean_right(group: Group, judged: Judged) -> float | None:
-    scores = [judged[each.id].score for each in group.candidates]
-    known = [score == 1.0 for score in scores if score is not None]
+def _right(group: Sequence[Answer]) -> float | None:
+    known = [each.score == 1.0 for each in group if each.score is not None]
     return _mean(known) if known else None
 
 

@@ -14,7 +14,7 @@ from loop.report import Table
 from loop.screen import NOTHING, block, columns, conversation, figure, legible, line, put
 
 STAGES = ("propose", "generate", "judge", "filter", "train", "evaluate", "gate")
-METRICS = ("rewards/margins", "rewards/accuracies", "nll_loss", "grad_norm", "learning_rate")
+METRICS = ("rewards/margins", "rewards/accuracies", "logps/chosen", "grad_norm", "learning_rate")
 
 
 def status(console: Console, found: Table) -> None:

@@ -217,29 +217,18 @@ def answer_held_out(context: Context, rows: Rows, checkpoint: Checkpoint) -> Non
 
 def measure_checkpoint(context: Context, round: Round, checkpoint: Checkpoint) -> list[Evaluation]:
     store, model, fixed = context.store, checkpoint.model, context.config.evaluate.judge
-    sampled_rows = Rows(round, model, "sampled")
-    greedy_rows = Rows(round, model, "greedy")
-    sampled, greedy = store.groups(*sampled_rows.key), store.groups(*greedy_rows.key)
-    judged = {
-        each.candidate_id: each
-        for rows in (sampled_rows, greedy_rows)
-        for each in store.judgements(*rows.key, fixed.label)
-    }
-    seed = context.call(round, model, "evaluate").seed_for("bootstrap")
-    found: list[Evaluation] = []
-    for split in HELD_OUT:
-        parts = [_of(sampled, split), _of(greedy, split)]
-        found += measure(model, split, parts[0], parts[1], judged, fixed.label, seed)
     judge = _round_judge(context, model)
     if judge.label != fixed.label:
-        judge_asked(context, sampled_rows, judge, model)
-    chosen = {each.candidate_id: each for each in store.judgements(*sampled_rows.key, judge.label)}
-    left_to_teach = gap(model, "gate", _of(sampled, "gate"), chosen, judged, judge.label, seed)
+        judge_asked(context, Rows(round, model, "sampled"), judge, model)
+    answers, chosen = (
+        store.answers(cast(int, round.id), model, each.label) for each in (fixed, judge)
+    )
+    seed = context.call(round, model, "evaluate").seed_for("bootstrap")
+    found = [
+        each for split in HELD_OUT for each in measure(model, split, answers, fixed.label, seed)
+    ]
+    left_to_teach = gap(model, "gate", answers, chosen, judge.label, seed)
     return found if left_to_teach is None else [*found, left_to_teach]
-
-
-def _of(groups: Sequence[Group], split: Split) -> list[Group]:
-    return [group for group in groups if group.prompt.split == split]
 
 
 def _round_judge(context: Context, model: str) -> Role:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import field
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
@@ -301,6 +301,19 @@ class Round:
     started: datetime | None = None
     ended: datetime | None = None
     id: int | None = None
+
+
+class Answer(NamedTuple):
+    """What an evaluation needs of a candidate. A tuple: there are many, and none is written."""
+
+    prompt_id: int
+    split: Split
+    greedy: bool
+    text: str
+    tokens: int
+    truncated: bool
+    score: float | None
+    """What one judge gave it."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -10,11 +10,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, cast
 
-from sqlalchemy import exists, func
+from sqlalchemy import exists, func, text
 from sqlmodel import Session, col, select
 
 from store import rows
 from store.records import (
+    Answer,
     Candidate,
     Completion,
     Example,
@@ -272,6 +273,26 @@ class Stages(Database):
                 chosen = chosen.where(AskedRow.batch == batch)
             found = session.connection().execute(chosen.order_by(col(JudgementRow.id)))
             return [rows.judgement_record(row) for row in found]
+
+    def answers(self, round_id: int, model: str, judge: str) -> list[Answer]:
+        """A model's answers to held-out prompts in a round, prompt by prompt, as `judge` saw them.
+
+        Those to one prompt come in the order of their index.
+        """
+        found = text(
+            "SELECT prompt.id, prompt.split, asked.purpose = 'greedy', candidate.text, tokens, "
+            "finish_reason = 'length', score FROM asked "
+            "JOIN prompt ON prompt.id = asked.prompt_id "
+            "JOIN candidate ON candidate.asked_id = asked.id "
+            "JOIN judgement ON judgement.candidate_id = candidate.id "
+            "WHERE asked.round_id = :round AND asked.track = :model "
+            "AND asked.purpose IN ('sampled', 'greedy') "
+            "AND judgement.judge = :judge AND judgement.round_id = :round "
+            "ORDER BY asked.id, candidate.id"
+        )
+        chosen = {"round": round_id, "model": model, "judge": judge}
+        with self._read() as session:
+            return [Answer(*row) for row in session.connection().execute(found, chosen)]
 
     # Examples
 

@@ -422,6 +422,7 @@ WRITES = {
     "add_selection": lambda w: (w.one, "main", select_in_round_one(w)),
     "add_checkpoint": lambda w: (w.one, w.checkpoint("new"), w.training(), w.examples),
     "set_pruned": lambda w: ([w.base.id, w.trained.id],),
+    "note_versions": lambda w: ({"python": "another"},),
     "add_evaluations": lambda w: (
         w.one,
         w.base.id,
