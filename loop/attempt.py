@@ -5,13 +5,16 @@ Nothing is written before everything that the user gave has been checked.
 
 from __future__ import annotations
 
+import io
 import re
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
+from sqlalchemy.exc import SQLAlchemyError
 
 from loop import config as configuration
 from loop import lease, names, report, run, views
@@ -53,14 +56,15 @@ def start(wish: Wish, out: Console, err: Console) -> int:
         if changes := run.update(root, config):
             said += f" ({run.describe_changes(changes)})"
     try:
-        with _log(root) as log:
+        with _log(root, err) as log:
             progress = Progress(err, log)
             try:
                 progress.say(said)
                 outcome = run.drive(root, progress, roles, config)
             except UserError as error:
-                line(log, f"loop: {error}")
-                raise
+                told = UserError(f"{error}{_kept(root)}")
+                line(log, f"loop: {told}")
+                raise told from error
             for console in (out, log):
                 _report(root, config, outcome, console, log if console is log else err)
     except UserError:
@@ -68,6 +72,27 @@ def start(wish: Wish, out: Console, err: Console) -> int:
             run.discard(root)
         raise
     return outcome.code
+
+
+def _kept(root: Path) -> str:
+    """What to add to a mistake that was found when the run had something to lose."""
+    try:
+        store = Store(root / run.DATABASE)
+        try:
+            asked = store.query("SELECT 1 FROM asked LIMIT 1")
+            status = report.the_run(store).status
+        finally:
+            store.close()
+    except (UserError, SQLAlchemyError):  # it is the database that the mistake is about
+        return ""
+    if not asked or status != "failed":
+        return ""
+    return f"; what was committed is kept, and `loop start {_quoted(root)}` goes on from there"
+
+
+def _quoted(path: Path | str) -> str:
+    """A path as a shell takes it."""
+    return shlex.quote(str(path))
 
 
 def _stem(file: Path | None) -> str:
@@ -104,15 +129,49 @@ def _refuse_driven(root: Path) -> None:
         raise lease.driven(root, found.driver)
 
 
+class Log(io.TextIOWrapper):
+    """A file that a full disk does not stop a run by: what cannot be written is left out."""
+
+    failure: OSError | None = None
+
+    def write(self, text: str) -> int:
+        try:
+            return super().write(text)
+        except OSError as error:
+            self.failure = error
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            super().flush()
+        except OSError as error:
+            self.failure = error
+
+    def close(self) -> None:
+        try:
+            super().close()
+        except OSError as error:
+            self.failure = error
+
+
 @contextmanager
-def _log(root: Path) -> Iterator[Console]:
+def _log(root: Path, err: Console) -> Iterator[Console]:
     """The log of this attempt: attempt-1.log, attempt-2.log, ..."""
     folder = root / "logs"
-    folder.mkdir(exist_ok=True)
-    numbers = [int(each.stem.split("-")[1]) for each in folder.glob("attempt-*.log")]
-    path = folder / f"attempt-{max(numbers, default=0) + 1}.log"
-    with path.open("w", encoding="utf-8", errors="backslashreplace", buffering=1) as file:
+    found = [re.fullmatch(r"attempt-(\d+)\.log", each.name) for each in folder.glob("*.log")]
+    path = folder / f"attempt-{max((int(each[1]) for each in found if each), default=0) + 1}.log"
+    try:
+        folder.mkdir(exist_ok=True)
+        opened = path.open("wb")
+    except OSError as error:
+        raise UserError(f"cannot make the log {path}: {error.strerror}") from error
+    file = Log(opened, encoding="utf-8", errors="backslashreplace", line_buffering=True)
+    try:
         yield Console(file=file, width=LOG_WIDTH, color_system=None, force_terminal=False)
+    finally:
+        file.close()
+        if file.failure is not None:
+            line(err, f"{path} is not complete: {file.failure.strerror}")
 
 
 def _report(root: Path, config: Config, outcome: run.Outcome, out: Console, err: Console) -> None:
@@ -139,7 +198,7 @@ def _left(store: Store, root: Path, status: str) -> str:
     rounds = store.rounds()
     place = f"{rounds[-1].stage} of round {rounds[-1].number}" if rounds else "opening of round 0"
     what = f"{status}: {place} was under way" if status == "interrupted" else f"{place} failed"
-    return f"{what}; every committed batch is intact, and `loop start {root}` goes on from there"
+    return f"{what}; every committed batch is intact, and `loop start {_quoted(root)}` goes on from there"
 
 
 def achieved(store: Store, config: Config) -> Table:
@@ -198,7 +257,7 @@ MORE = {
 
 def next_step(found: Table) -> str:
     """What to type next, from what `report.status` gave."""
-    path = found["path"]
+    path = _quoted(found["path"])
     if found["alive"]:
         return f"`loop stop {path}` ends it after its batch"
     if found["status"] == "running":

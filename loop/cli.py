@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import io
 import json
+import math
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -95,7 +97,8 @@ def init(
         raise UserError(f"{path} is already there; name another file") from None
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from None
-    _say(f"wrote {path}; next: loop plan --config {path}, then loop start --config {path}")
+    named = f"--config {shlex.quote(str(path))}"
+    _say(f"wrote {path}; next: loop plan {named}, then loop start {named}")
 
 
 @app.command()
@@ -137,7 +140,7 @@ def stop(given: RunArgument = None, runs: Runs = RUNS) -> None:
 
     root = run.find_run(given, runs)
     if run.request_stop(root):
-        _say(f"{root} will stop after its batch; `loop status {root}` says when it has")
+        _say(f"{root} will stop after its batch; `loop status {shlex.quote(str(root))}` says when it has")
     else:
         _say(f"nobody drives {root}")
 
@@ -244,9 +247,18 @@ def _opened(given: Path | None, runs: Path) -> Iterator[Store]:
 
 def _answer(found: Any, view: Callable[[Console, Any], None], as_json: bool) -> None:
     if as_json:
-        print(json.dumps(found, indent=2, default=str))
+        print(json.dumps(_finite(found), indent=2, default=str, allow_nan=False))
     else:
         view(_screen(), found)
+
+
+def _finite(found: Any) -> Any:
+    """JSON has no NaN and no infinity: null stands for them."""
+    if isinstance(found, dict):
+        return {key: _finite(value) for key, value in found.items()}
+    if isinstance(found, list | tuple):
+        return [_finite(value) for value in found]
+    return None if isinstance(found, float) and not math.isfinite(found) else found
 
 
 def _say(text: str) -> None:

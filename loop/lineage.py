@@ -89,7 +89,8 @@ def why(store: Store, example: int) -> Table:
 
     Raises UserError for an example that is not there.
     """
-    found = store.query(EXAMPLE, example=example)
+    stored = -(2**63) <= example < 2**63  # SQLite has no id beyond
+    found = store.query(EXAMPLE, example=example) if stored else []
     if not found:
         raise _unknown(store, example)
     row = found[0]

@@ -11,7 +11,9 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Mapping
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import is_dataclass
 from difflib import get_close_matches
 from importlib.metadata import entry_points
@@ -45,13 +47,25 @@ def find(role: str, spec: str) -> type:
         points = {point.name: point for point in entry_points(group=GROUPS[role])}
         if spec not in points:
             raise unknown(role, spec, points)
-        found = points[spec].load()
+        with _loading(role, spec):
+            found = points[spec].load()
     else:
         place, _, name = spec.rpartition(":")
-        module = _from_file(role, Path(place)) if place.endswith(".py") else _module(role, place)
+        if not name or not all(place.split(".")) and not place.endswith(".py"):
+            raise UserError(
+                f"{spec!r} names no {role}; right are a name, as {', '.join(names(role))}, "
+                "module:Name or path/file.py:Name"
+            )
+        with _loading(role, spec):
+            in_file = place.endswith(".py")
+            module = _from_file(role, Path(place)) if in_file else _module(role, place)
         if not hasattr(module, name):
-            classes = [key for key, value in vars(module).items() if inspect.isclass(value)]
-            raise unknown(f"{role} in {place}", name, classes)
+            own = [
+                key
+                for key, value in vars(module).items()
+                if inspect.isclass(value) and value.__module__ == module.__name__
+            ]
+            raise unknown(f"{role} in {place}", name, own)
         found = getattr(module, name)
     return _checked(role, spec, found)
 
@@ -59,11 +73,13 @@ def find(role: str, spec: str) -> type:
 def load(role: str, spec: str, options: Mapping[str, Any]) -> Any:
     """The role that `spec` names, made with `options`.
 
-    Raises UserError for a name that is not there, an option it does not have, or a value that
-    does not fit the option's annotation.
+    Raises UserError for a name that is not there, an option it does not have, a value that does
+    not fit the option's annotation, or code of the plug-in that fails.
     """
     found = find(role, spec)
-    return found(**checked_options(role, spec, found, options))
+    valid = checked_options(role, spec, found, options)
+    with _loading(role, spec):
+        return found(**valid)
 
 
 def checked_options(
@@ -77,7 +93,12 @@ def checked_options(
         # A dataclass inherits fields whose annotations are to be read in the module of their own
         # class; any other __init__ stands in one module.
         whose = found if is_dataclass(found) else found.__init__  # type: ignore[misc]
-        kinds = get_type_hints(whose, include_extras=True)
+        try:
+            kinds = get_type_hints(whose, include_extras=True)
+        except (NameError, AttributeError, TypeError, SyntaxError) as error:
+            raise UserError(
+                f"{role} {spec!r}: an annotation of its __init__ cannot be read: {error}"
+            ) from error
     fields: dict[str, Any] = {}
     for parameter in parameters:
         kind = kinds.get(parameter.name, Any)
@@ -103,21 +124,54 @@ def checked_options(
     return {name: getattr(valid, name) for name in valid.model_fields_set}
 
 
+@contextmanager
+def _loading(role: str, spec: str) -> Iterator[None]:
+    """Whatever the plug-in's own code raises becomes a sentence that says where."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:
+        said = " ".join(str(error.msg if isinstance(error, SyntaxError) else error).split())
+        raise UserError(
+            f"{role} {spec!r} cannot be loaded: {type(error).__name__}"
+            f"{': ' if said else ''}{said}{_place(error)}"
+        ) from error
+
+
+def _place(error: BaseException) -> str:
+    """" (file:line)" of the innermost frame in the plug-in, whose frames follow importlib's."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f" ({error.filename}:{error.lineno})"
+    importing = str(Path(importlib.__file__).parent)
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith(("<", importing)) and frame.filename != __file__
+    ]
+    own = [frame for frame in frames if frame.filename == frames[0].filename]
+    return f" ({own[-1].filename}:{own[-1].lineno})" if own else ""
+
+
+def _a(role: str) -> str:
+    return f"{'an' if role[0] in 'aeiou' else 'a'} {role}"
+
+
 def _module(role: str, name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        if error.name is None or not name.startswith(error.name):
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
             raise
         raise UserError(
-            f"no module named {name!r} to take a {role} from; "
+            f"no module named {name!r} to take {_a(role)} from; "
             f"for a file write its path, as in path/to/{name.rsplit('.', 1)[-1]}.py:Name"
         ) from None
 
 
 def _from_file(role: str, path: Path) -> Any:
     if not path.is_file():
-        raise UserError(f"no file {str(path)!r} to take a {role} from")
+        raise UserError(f"no file {str(path)!r} to take {_a(role)} from")
     # The name holds the path, so two files of one name do not meet, and a record made by the
     # module can still find its own annotations through sys.modules.
     name = f"_plugin_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}_{path.stem}"
@@ -144,5 +198,5 @@ def _checked(role: str, spec: str, found: Any) -> type:
     missing += sorted(getattr(found, "__abstractmethods__", ()))
     if not inspect.isclass(found) or missing:
         lacks = f"it has no method {', '.join(missing)}" if missing else "it is not a class"
-        raise UserError(f"{spec!r} is not a {role}: {lacks}")
+        raise UserError(f"{spec!r} is not {_a(role)}: {lacks}")
     return found

@@ -102,14 +102,22 @@ def locate(path: str) -> Path:
 
     Raises UserError when it is neither, or the Hub cannot be asked.
     """
+    if not path.strip():
+        raise UserError('model.path is empty; right are a folder, a Hub id or "embedded"')
     if Path(path).is_dir():
         found = Path(path).resolve()
-    elif path.count("/") > 1 or path.startswith((".", "~")):
+    elif path.count("/") > 1 or path.startswith((".", "~", "/")):
         raise UserError(f"no model folder {path!r}")
     else:
         found = _snapshot(path)
     if not (found / "config.json").is_file():
         raise UserError(f"{found} is not a model folder: it has no config.json")
+    try:
+        table = json.loads((found / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{found / 'config.json'} cannot be read as JSON: {error}") from error
+    if not isinstance(table, dict):
+        raise UserError(f"{found / 'config.json'} is not a JSON table, found {str(table)[:40]!r}")
     return found
 
 

@@ -21,6 +21,14 @@ from store.errors import UserError
 
 BUSY_TIMEOUT_S = 30.0
 NEWEST_WAL_BYTES = 64 << 20
+REFUSED = {
+    sqlite3.SQLITE_NOTADB: "is not a SQLite database",
+    sqlite3.SQLITE_CORRUPT: "cannot be read: it is damaged",
+    sqlite3.SQLITE_READONLY: "cannot be written",
+    sqlite3.SQLITE_CANTOPEN: "cannot be opened",
+}
+"""Primary result codes that tell of the file and not of us. A full disk is not among them: it
+fails the stage."""
 
 
 def connect(database: Path) -> Engine:
@@ -51,7 +59,10 @@ def connect(database: Path) -> Engine:
 
 @contextmanager
 def transaction(engine: Engine, *, writes: bool) -> Iterator[Session]:
-    """A session that commits when the block ends and rolls back when it raises."""
+    """A session that commits when the block ends and rolls back when it raises.
+
+    Raises UserError where the file cannot be used.
+    """
     try:
         with (
             engine.connect().execution_options(writes=writes) as connection,
@@ -61,6 +72,7 @@ def transaction(engine: Engine, *, writes: bool) -> Iterator[Session]:
             yield session
             session.flush()
     except DatabaseError as error:
-        if isinstance(error.orig, sqlite3.DatabaseError) and "not a database" in str(error.orig):
-            raise UserError(f"{engine.url.database} is not a SQLite database") from None
+        code = getattr(error.orig, "sqlite_errorcode", 0) & 0xFF  # above it: the extended code
+        if code in REFUSED:
+            raise UserError(f"{engine.url.database} {REFUSED[code]} ({error.orig})") from error
         raise

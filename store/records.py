@@ -13,9 +13,9 @@ from collections.abc import Callable
 from dataclasses import field
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import ConfigDict
+from pydantic import BeforeValidator, ConfigDict
 from pydantic.dataclasses import dataclass
 
 Split = Literal["train", "gate", "test", "anchor"]
@@ -31,12 +31,27 @@ DecisionKind = Literal["accept", "reject", "undecided", "stop", "pause"]
 STRICT = ConfigDict(extra="forbid", arbitrary_types_allowed=True, ser_json_inf_nan="constants")
 
 
+def _encodable(text: Any) -> Any:
+    if not isinstance(text, str) or text.isascii():
+        return text
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return text
+
+
+Text = Annotated[str, BeforeValidator(_encodable)]
+"""What a model, a judge or a data file said. A lone surrogate, which JSON can spell and neither
+a database nor a tokenizer takes, becomes U+FFFD."""
+
+
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Message:
     """One turn of a chat."""
 
     role: Literal["system", "user", "assistant", "tool"]
-    content: str
+    content: Text
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -44,9 +59,9 @@ class Prompt:
     """What a policy is asked, and what a judge may need to know about it."""
 
     messages: tuple[Message, ...]
-    reference: str | None = None
+    reference: Text | None = None
     """The right answer, where there is one."""
-    task: str | None = None
+    task: Text | None = None
     origin: Origin = "seed"
     split: Split = "train"
     columns: dict[str, Any] = field(default_factory=dict)
@@ -77,7 +92,7 @@ class Sampling:
 class Completion:
     """One answer as a policy wrote it."""
 
-    text: str
+    text: Text
     token_ids: tuple[int, ...]
     """As sampled, the end-of-turn token included when the policy wrote it."""
     finish_reason: FinishReason = "stop"
@@ -126,7 +141,7 @@ class Verdict:
     """One call of a judge, raw."""
 
     candidate_id: int
-    raw: str
+    raw: Text
     """What the judge said, to the letter."""
     status: Status = "ok"
     value: float | None = None
@@ -149,7 +164,7 @@ class Judgement:
     candidate_id: int
     score: float | None
     status: Status = "ok"
-    reason: str | None = None
+    reason: Text | None = None
     variance: float | None = None
     """Of the score over votes. None when there was one vote."""
     verdicts: tuple[Verdict, ...] = ()
@@ -185,6 +200,9 @@ class Example:
             raise ValueError(f"a pair has a rejected side and nothing else has: {self.kind}")
         if self.rejected is not None and self.rejected.token_ids == self.chosen.token_ids:
             raise ValueError("chosen and rejected are the same tokens")
+        for name, value in (("margin", self.margin), ("weight", self.weight)):
+            if value is not None and not math.isfinite(value):
+                raise ValueError(f"the {name} of an example is a finite number, found {value}")
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

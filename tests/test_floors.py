@@ -22,6 +22,7 @@ HEAVY = {"torch", "transformers", "trl", "vllm", "triton", "langgraph", "pydanti
 HEAVY |= {"sqlalchemy", "numpy", "datasets", "accelerate", "reasoning_gym", "peft"}
 CATCHES_EVERYTHING = {
     ("loop/run.py", "_drive"): "a failed stage ends the run with its traceback and exit code 4",
+    ("roles/plugins.py", "_loading"): "what a user's module raises is told in a sentence, code 2",
 }
 FILES = sorted(file for package in BELOW for file in (ROOT / package).rglob("*.py"))
 

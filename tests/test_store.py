@@ -285,7 +285,7 @@ def test_records_and_rows_have_the_same_fields(table):
     assert (of_row - of_record, of_record - of_row) == BESIDES[table]
     hints = typing.get_type_hints(record)
     for name in (of_record & of_row) - {"id", "started"}:  # those the store fills in
-        optional = isinstance(hints[name], types.UnionType) and type(None) in hints[name].__args__
+        optional = type(None) in typing.get_args(hints[name])
         assert row.__table__.columns[name].nullable == optional, name
 
 
