@@ -188,7 +188,7 @@ def _report(root: Path, config: Config, outcome: run.Outcome, out: Console, err:
         views.ending(out, achieved(store, config))
         line(out, f"ended: {outcome.reason}")
         line(out, f"next: {next_step(report.status(store, alive=False))}")
-        line(out, "look closer: loop rounds, loop show 1, loop why 1")
+        line(out, f"look closer: loop rounds, loop show 1, loop why {_a_pair(store)}")
     finally:
         store.close()
 
@@ -198,7 +198,14 @@ def _left(store: Store, root: Path, status: str) -> str:
     rounds = store.rounds()
     place = f"{rounds[-1].stage} of round {rounds[-1].number}" if rounds else "opening of round 0"
     what = f"{status}: {place} was under way" if status == "interrupted" else f"{place} failed"
-    return f"{what}; every committed batch is intact, and `loop start {_quoted(root)}` goes on from there"
+    on = f"`loop start {_quoted(root)}` goes on from there"
+    return f"{what}; every committed batch is intact, and {on}"
+
+
+def _a_pair(store: Store) -> int:
+    """An example worth asking about: the first pair, or whatever there is."""
+    found = store.query("SELECT id FROM example ORDER BY kind = 'pair' DESC, id LIMIT 1")
+    return int(found[0]["id"]) if found else 1
 
 
 def achieved(store: Store, config: Config) -> Table:

@@ -140,7 +140,8 @@ def stop(given: RunArgument = None, runs: Runs = RUNS) -> None:
 
     root = run.find_run(given, runs)
     if run.request_stop(root):
-        _say(f"{root} will stop after its batch; `loop status {shlex.quote(str(root))}` says when it has")
+        told = f"`loop status {shlex.quote(str(root))}` says when it has"
+        _say(f"{root} will stop after its batch; {told}")
     else:
         _say(f"nobody drives {root}")
 

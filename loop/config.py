@@ -104,7 +104,9 @@ class Evaluate(Frozen):
     proposer: Role
     gate_prompts: StrictInt = Field(200, ge=2, description="prompts that the gate sees")
     test_prompts: StrictInt = Field(300, ge=2, description="prompts that no rule sees")
-    samples: StrictInt = Field(4, ge=1, description="sampled answers a prompt; one greedy one is added")
+    samples: StrictInt = Field(
+        4, ge=1, description="sampled answers a prompt; one greedy one is added"
+    )
     temperature: StrictFloat = Field(1.0, gt=0, le=10)
     top_p: StrictFloat = Field(1.0, gt=0, le=1)
     top_k: StrictInt = Field(0, ge=0)
@@ -113,8 +115,8 @@ class Evaluate(Frozen):
 
     @model_validator(mode="after")
     def _somebody_else_grades(self) -> Evaluate:
-        if self.judge.model == "round":
-            raise ValueError("the model under test cannot grade itself")
+        if self.judge.model is not None:
+            raise ValueError("every model of the run is under test, and none grades itself")
         return self
 
     def sampling(self, *, greedy: bool) -> Sampling:
@@ -179,7 +181,9 @@ class Config(Frozen):
         json_schema_extra=OPERATIONAL,
     )
     seed: StrictInt = Field(0, ge=0, lt=2**31)
-    batch_prompts: StrictInt = Field(64, ge=1, description="prompts worked on and committed together")
+    batch_prompts: StrictInt = Field(
+        64, ge=1, description="prompts worked on and committed together"
+    )
     track: dict[Name, Track]
     models: dict[Name, Model]
     warmup: Warmup | None = None

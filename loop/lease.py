@@ -89,5 +89,7 @@ def held(store: Store, *, renewed_every_s: float = RENEWED_EVERY_S) -> Iterator[
     finally:
         done.set()
         thread.join()
-        with suppress(SQLAlchemyError):  # a full disk, say; the next sees that this process is dead
+        with suppress(
+            SQLAlchemyError, UserError
+        ):  # a full disk, say; the next sees that this process is dead
             store.release_lease(name)

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -232,8 +233,8 @@ def _refuse_changed_weights(store: Store, config: Config) -> None:
         if store.checkpoints(model) and not checkpoints.intact(found := store.incumbent(model)):
             raise UserError(
                 f"{found.path}, from which {store.root} goes on, is missing or not as it was "
-                f"written; put it back (`loop verify {store.root}` says when it is right), or "
-                "delete the run to begin anew"
+                f"written; put it back (`loop verify {quote(str(store.root))}` says when it is "
+                "right), or delete the run to begin anew"
             )
 
 

@@ -17,6 +17,7 @@ from sqlalchemy.exc import DatabaseError
 from loop.report import Table, parsed, the_run
 from store import checkpoints
 from store.database import Store
+from store.errors import UserError
 from store.records import Message, Prompt
 
 MOST = 100
@@ -236,8 +237,8 @@ def _sentence(row: Table) -> str:
 def _unreadable(store: Store) -> Check:
     try:
         found = [next(iter(row.values())) for row in store.query(INTEGRITY)]
-    except DatabaseError as error:
-        found = [str(error.orig)]
+    except (DatabaseError, UserError) as error:
+        found = [str(error)]
     problems = tuple(f"database: {each}" for each in found if each != "ok")
     return Check("the database file is sound", 1, problems)
 

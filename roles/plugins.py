@@ -51,13 +51,13 @@ def find(role: str, spec: str) -> type:
             found = points[spec].load()
     else:
         place, _, name = spec.rpartition(":")
-        if not name or not all(place.split(".")) and not place.endswith(".py"):
+        in_file = place.endswith(".py")
+        if not name or not (in_file or all(place.split("."))):
             raise UserError(
                 f"{spec!r} names no {role}; right are a name, as {', '.join(names(role))}, "
                 "module:Name or path/file.py:Name"
             )
         with _loading(role, spec):
-            in_file = place.endswith(".py")
             module = _from_file(role, Path(place)) if in_file else _module(role, place)
         if not hasattr(module, name):
             own = [
@@ -140,9 +140,9 @@ def _loading(role: str, spec: str) -> Iterator[None]:
 
 
 def _place(error: BaseException) -> str:
-    """" (file:line)" of the innermost frame in the plug-in, whose frames follow importlib's."""
+    """The file and line of the innermost frame in the plug-in, whose frames follow importlib's."""
     if isinstance(error, SyntaxError) and error.filename:
-        return f" ({error.filename}:{error.lineno})"
+        return _shown(error.filename, error.lineno)
     importing = str(Path(importlib.__file__).parent)
     frames = [
         frame
@@ -150,7 +150,13 @@ def _place(error: BaseException) -> str:
         if not frame.filename.startswith(("<", importing)) and frame.filename != __file__
     ]
     own = [frame for frame in frames if frame.filename == frames[0].filename]
-    return f" ({own[-1].filename}:{own[-1].lineno})" if own else ""
+    return _shown(own[-1].filename, own[-1].lineno) if own else ""
+
+
+def _shown(file: str, line: int | None) -> str:
+    here = Path.cwd()
+    near = Path(file).relative_to(here) if Path(file).is_relative_to(here) else file
+    return f" ({near}:{line})" if line else f" ({near})"
 
 
 def _a(role: str) -> str:

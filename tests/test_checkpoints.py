@@ -248,7 +248,9 @@ def test_a_model_folder_is_found_as_it_is(tmp_path, monkeypatch):
     assert checkpoints.locate("./model") == model.resolve()
 
 
-@pytest.mark.parametrize("path", ["/no/such/model", "./model", "../model", "~/model", "a/b/c"])
+@pytest.mark.parametrize(
+    "path", ["/no/such/model", "/model", "./model", "../model", "~/model", "a/b/c"]
+)
 def test_a_missing_folder_is_not_asked_of_the_hub(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=f"^no model folder '{path}'$"):
@@ -257,6 +259,21 @@ def test_a_missing_folder_is_not_asked_of_the_hub(path, tmp_path, monkeypatch):
 
 def test_a_folder_without_a_model_is_refused_with_a_sentence(tmp_path):
     with pytest.raises(UserError, match=r"is not a model folder: it has no config\.json"):
+        checkpoints.locate(str(tmp_path))
+
+
+@pytest.mark.parametrize("path", ["", " "])
+def test_no_path_at_all_is_refused(path):
+    with pytest.raises(UserError, match=r"^model\.path is empty"):
+        checkpoints.locate(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"), [(b"{", "as JSON"), (b"\xff", "as JSON"), (b"[1]", "not a JSON table")]
+)
+def test_a_model_whose_configuration_is_not_a_table_is_refused(tmp_path, content, words):
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(UserError, match=rf"config\.json .*{words}"):
         checkpoints.locate(str(tmp_path))
 
 

@@ -19,9 +19,9 @@ from rich.console import Console
 from test_report import SMALL, Builder, build, change, copied, finished, prompts
 from typer.testing import CliRunner, Result
 
+from loop import attempt, lease, run
 from loop import config as configuration
-from loop import lease, run
-from loop.cli import app
+from loop.cli import _answer, app
 from loop.progress import Progress
 from store.database import Store
 
@@ -380,7 +380,7 @@ def test_start_of_a_finished_run_prints_how_it_ended(copied: Path) -> None:
     assert re.search(
         r"gain on the test split: [+-]0\.\d{3} \[[+-]0\.\d{3}, [+-]0\.\d{3}\]", found.stdout
     )
-    assert "ended: 2 rounds are done" in found.stdout
+    assert "ended: 2 of 2 rounds done" in found.stdout
     assert "loop rounds, loop show 1, loop why 1" in found.stdout
     log = (copied / "logs/attempt-1.log").read_text()
     for line in found.output.splitlines():
@@ -466,6 +466,46 @@ def test_a_mistake_found_before_anything_was_asked_leaves_nothing(here: Path) ->
     assert list(Path("runs").iterdir()) == []
 
 
+def test_a_mistake_found_later_says_that_what_was_committed_is_kept(here: Path) -> None:
+    root = build(here / "my runs")
+    (here / "late.py").write_text(
+        "from roles.generators.sampler import Sampler\nfrom store.errors import UserError\n"
+        "class Late(Sampler):\n"
+        "    def generate(self, *arguments):\n        raise UserError('no more tokens')\n"
+    )
+    late = f'"{here}/late.py:Late"'
+    change(root, f"UPDATE run SET config = replace(config, '\"sampler\"', '{late}')")
+    found = type_("start", root, "--set", "rounds=3", code=2)
+    told = "no more tokens; what was committed is kept, and `loop start '{}'` goes on from there\n"
+    assert found.stderr.endswith(told.format(root))
+    assert told.format(root) in (root / "logs/attempt-1.log").read_text()
+
+
+def test_a_log_of_a_strange_name_is_passed_over(copied: Path) -> None:
+    for name in ("attempt-x.log", "attempt-7.log", "attempt-9.log.old", "other.log"):
+        (copied / "logs" / name).touch()
+    type_("start", copied)
+    assert (copied / "logs/attempt-8.log").read_text()
+
+
+def test_a_log_that_cannot_be_written_is_left_out_and_said() -> None:
+    with attempt.Log(open("/dev/full", "wb"), line_buffering=True) as log:
+        Console(file=log).print("a line\n" * 9000)
+    assert log.failure is not None
+    assert "No space left" in str(log.failure)
+
+
+def test_a_next_step_can_be_typed_whatever_the_path(here: Path) -> None:
+    root = build(here / "my runs")
+    assert f"`loop start '{root}' --set rounds=N`" in type_("status", root).stdout
+    assert "loop plan --config 'my loop.toml'," in type_("init", "my loop.toml").stdout
+
+
+def test_json_has_no_number_that_is_none(capsys: pytest.CaptureFixture[str]) -> None:
+    _answer({"a": [float("nan"), 1.5], "b": (float("inf"),)}, lambda *_: None, True)
+    assert json.loads(capsys.readouterr().out) == {"a": [None, 1.5], "b": [None]}
+
+
 def test_a_mistake_found_in_an_old_run_keeps_it(here: Path) -> None:
     root = build(here / "runs")
     store = Store(root / run.DATABASE)
@@ -475,6 +515,6 @@ def test_a_mistake_found_in_an_old_run_keeps_it(here: Path) -> None:
     builder.store.close()
     store.close()
     change(root, "UPDATE checkpoint SET path = '/nowhere'")
-    assert "no folder '/nowhere'" in type_("start", root, "--set", "rounds=3", code=2).stderr
-    assert "no folder" in (root / "logs/attempt-1.log").read_text()
+    assert "/nowhere, from which" in type_("start", root, "--set", "rounds=3", code=2).stderr
+    assert "/nowhere, from which" in (root / "logs/attempt-1.log").read_text()
     assert (root / run.DATABASE).is_file()

@@ -235,10 +235,21 @@ def test_the_label_of_a_role_tells_its_options_and_model_apart():
         (["track.critic=3"], "track.critic is a table, found 3"),
         (["models.x=word"], "models.x is a table, found 'word'"),
         (["track.critic.judge=3"], 'track.critic.judge: a role is a table with a key "use"'),
-        (["track.Main.prompts=3"], "track.Main"),
+        (["track.Main.prompts=3"], "track.Main: a name has lower-case letters, digits, - and _"),
+        (["models.a b.path=x"], "models.a b: a name has lower-case letters"),
+        (["rounds=true"], "rounds: Input should be a valid integer, found True"),
+        (['rounds="3"'], "rounds: Input should be a valid integer, found '3'"),
+        (["gate.min_gain=true"], "gate.min_gain: Input should be a valid number"),
+        (["gate.target=nan"], "gate.target: Input should be a finite number"),
+        (["evaluate.stop=x"], "evaluate.stop: Input should be a list, found 'x'"),
+        (["rounds=1\nseed=99"], "--set takes one key=value"),
+        (["warmup.when=never", "warmup.promts=1"], "did you mean 'warmup.prompts'?"),
+        (["warmup.when=never", "warmup.prompts=0"], "warmup.prompts: Input should be greater"),
+        (["warmup.when=never", "warmup.judge=3"], "warmup.judge: a role is a table with a key"),
         (["track.critic.model=nope"], "track 'critic' is of model 'nope', which is not there"),
         (["models.x.path=a"], "no track makes examples for model 'x'"),
-        (["evaluate.judge.model=round"], "the model under test cannot grade itself"),
+        (["evaluate.judge.model=round"], "is under test, and none grades itself"),
+        (["evaluate.judge.model=model:policy"], "is under test, and none grades itself"),
         (["rounds"], "--set takes key=value, as in judge.votes=3, found 'rounds'"),
         (["=3"], "--set takes key=value"),
     ],
@@ -261,6 +272,21 @@ def test_a_mistake_in_a_file_is_told_with_the_file(file, tmp_path):
             config.read(missing)
     with pytest.raises(UserError, match="no setting named 'jduge'; did you mean 'judge'"):
         config.read(file('[jduge]\nuse = "verifier"'))
+
+
+def test_a_file_may_begin_with_a_byte_order_mark(tmp_path):
+    (tmp_path / "bom.toml").write_bytes(b"\xef\xbb\xbfrounds = 7\n")
+    assert config.read(tmp_path / "bom.toml").rounds == 7
+
+
+def test_a_whole_number_may_stand_for_a_fraction_and_a_list_for_texts():
+    found = config.read(sets=["gate.min_gain=0", "evaluate.stop=['a']"])
+    assert (found.gate.min_gain, found.evaluate.stop) == (0.0, ("a",))
+    assert isinstance(found.gate.min_gain, float)
+
+
+def test_an_empty_model_path_is_not_the_folder_of_the_file():
+    assert config.read(sets=["model.path="]).models["policy"].path == ""
 
 
 def test_an_unknown_recipe_is_answered_with_the_nearest():

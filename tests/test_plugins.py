@@ -91,7 +91,7 @@ def test_a_file_that_fails_leaves_no_half_module_behind(tmp_path):
     path = tmp_path / "broken.py"
     path.write_text("raise RuntimeError('broken')")
     for _ in range(2):
-        with pytest.raises(RuntimeError, match="broken"):
+        with pytest.raises(UserError, match="broken"):
             plugins.find("judge", f"{path}:Mine")
 
 
@@ -123,11 +123,72 @@ def test_a_name_in_a_file_is_answered_with_the_nearest_there(mine):
         plugins.find("judge", f"{mine}:Mne")
 
 
-def test_a_missing_import_inside_a_plug_in_is_its_own_error(tmp_path):
-    path = tmp_path / "imports.py"
-    path.write_text("import no_such_package")
-    with pytest.raises(ModuleNotFoundError, match="no_such_package"):
+FAILS_WHEN_MADE = """
+from judges import PointwiseJudge
+class Mine(PointwiseJudge):
+    def __init__(self):
+        {}
+    def score(self, prompt, completion, policy, call):
+        return 1.0
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("import no_such_package", "ModuleNotFoundError: No module named 'no_such_package'|:1"),
+        ("a = 1\ndef (", "SyntaxError: invalid syntax|:2"),
+        ("a = '\udcff'", "SyntaxError: (unicode error) 'utf-8' codec can't decode byte"),
+        ("def f():\n    raise OSError('a\\nb')\nf()", "OSError: a b|:2"),
+        ("import sys\nsys.exit()", "SystemExit|:2"),
+        ("import json\njson.loads('')", "JSONDecodeError: Expecting value|:2"),
+        (FAILS_WHEN_MADE.format("raise SystemExit('no')"), "SystemExit: no|:5"),
+        (FAILS_WHEN_MADE.format("self.x = {}['key']"), "KeyError: 'key'|:5"),
+    ],
+)
+def test_a_plug_in_whose_code_fails_is_a_sentence_with_the_line(tmp_path, text, words):
+    path = tmp_path / "mine.py"
+    path.write_text(text, encoding="utf-8", errors="surrogateescape")
+    with pytest.raises(UserError) as caught:
+        plugins.load("judge", f"{path}:Mine", {})
+    error, _, line = words.partition("|")
+    said = str(caught.value)
+    assert f"judge '{path}:Mine' cannot be loaded: {error}" in said
+    assert said.endswith(f"({path}{line})" if line else ")")
+    assert "\n" not in said
+
+
+def test_a_mistake_that_a_plug_in_tells_itself_is_told_as_it_is(tmp_path):
+    path = tmp_path / "mine.py"
+    told = "from store.errors import UserError\nraise UserError('give me a key')"
+    path.write_text(told)
+    with pytest.raises(UserError, match=r"^give me a key$"):
         plugins.find("judge", f"{path}:Mine")
+
+
+def test_an_annotation_that_cannot_be_read_is_a_sentence(tmp_path):
+    path = tmp_path / "mine.py"
+    made = FAILS_WHEN_MADE.format("pass").replace("(self)", "(self, a: Missing = 1)")
+    path.write_text(f"from __future__ import annotations\n{made}")
+    with pytest.raises(UserError, match=r"annotation .* 'Missing' is not defined"):
+        plugins.load("judge", f"{path}:Mine", {})
+
+
+@pytest.mark.parametrize("spec", [":", ":X", ".:X", "..:X", "judges.:X", "judges.verifier:"])
+def test_half_a_name_is_answered_with_how_one_is_written(spec):
+    with pytest.raises(UserError, match=r"names no judge; right are .*module:Name"):
+        plugins.find("judge", spec)
+
+
+def test_only_classes_of_the_module_itself_are_suggested(mine):
+    with pytest.raises(UserError) as caught:
+        plugins.find("judge", f"{mine}:Zzz")
+    assert str(caught.value).endswith("there are: HalfAJudge, Mine, NotAJudge")
+
+
+def test_a_refusal_has_the_right_article():
+    with pytest.raises(UserError, match="is not an engine"):
+        plugins.find("engine", "judges.verifier:Verifier")
 
 
 @pytest.mark.parametrize(

@@ -98,6 +98,14 @@ def test_a_bad_line_is_named_by_file_and_number(tmp_path, text, words):
         Jsonl(path)
 
 
+def test_half_a_character_in_a_line_does_not_stop_a_run(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"prompt": "a\\ud800", "answer": "\\udfff"}')
+    (found,) = propose(Jsonl(path), 1)
+    assert (found.messages[0].content, found.reference) == ("a\ufffd", "\ufffd")
+    assert found.digest
+
+
 def test_a_missing_file_is_the_users_mistake(tmp_path):
     with pytest.raises(UserError, match="No such file"):
         Jsonl(tmp_path / "none.jsonl")

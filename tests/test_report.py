@@ -226,7 +226,6 @@ class Builder:
     def evaluate(self, round_id: int, checkpoint: Checkpoint, wrong_every: int) -> None:
         store = self.store
         held_out = [*store.prompts("gate"), *store.prompts("test")]
-        found = {}
         for purpose, count in (("sampled", 2), ("greedy", 1)):
             rows = (round_id, "policy", purpose)
             store.ask(*rows, held_out, 4)
@@ -236,18 +235,9 @@ class Builder:
             }
             store.add_candidates(*rows, checkpoint.id, answers)
             self.conclude(rows)
-            found[purpose] = store.groups(*rows)
-        judged = {
-            each.candidate_id: each
-            for purpose in found
-            for each in store.judgements(round_id, "policy", purpose, self.judge)
-        }
+        given = store.answers(round_id, "policy", self.judge)
         for split in ("gate", "test"):
-            parts = [
-                [each for each in found[purpose] if each.prompt.split == split]
-                for purpose in ("sampled", "greedy")
-            ]
-            evaluations = measure.measure("policy", split, *parts, judged, self.judge, seed=1)
+            evaluations = measure.measure("policy", split, given, self.judge, seed=1)
             store.add_evaluations(round_id, checkpoint.id, evaluations)
 
     def close(self, round_id: int, decision: Decision) -> None:
@@ -435,6 +425,9 @@ def test_a_comparison_is_shown_on_both_sides(copied: Path) -> None:
 def test_an_unknown_example_is_answered_with_those_there_are(store: Store) -> None:
     with pytest.raises(UserError, match=r"no example 999; .* has examples 1 to \d+"):
         lineage.why(store, 999)
+    for beyond in (2**63, -(2**63) - 1):
+        with pytest.raises(UserError, match=rf"no example {beyond}; "):
+            lineage.why(store, beyond)
 
 
 @pytest.mark.parametrize(

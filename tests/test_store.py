@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-import types
 import typing
 from dataclasses import FrozenInstanceError, fields, replace
 from datetime import UTC, datetime, timedelta
@@ -19,7 +18,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy
 from pydantic import TypeAdapter, ValidationError
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlmodel import SQLModel
 
 from store import database, records, stages, tables
@@ -340,6 +339,37 @@ def test_a_file_that_is_no_database_is_refused_with_a_sentence(tmp_path):
     with pytest.raises(UserError, match=r"loop\.db is not a SQLite database"):
         Store(tmp_path / "loop.db")
     assert [path.name for path in tmp_path.iterdir()] == ["loop.db"]
+
+
+def test_a_damaged_file_is_a_sentence_with_its_name(world):
+    world.store.close()
+    path = world.store.root / "loop.db"
+    with path.open("r+b") as file:
+        file.seek(100)
+        file.write(b"\xff" * 3000)
+    with pytest.raises(UserError, match=r"loop\.db cannot be read: it is damaged"):
+        Store(path)
+
+
+def execute(engine: sqlalchemy.Engine, *statements: str) -> None:
+    with transaction(engine, writes=True) as session:
+        for statement in statements:
+            session.connection().exec_driver_sql(statement)
+
+
+def test_a_file_that_cannot_be_written_or_opened_is_a_sentence(world, tmp_path):
+    engine = connect(world.store.root / "loop.db")
+    with pytest.raises(UserError, match=r"loop\.db cannot be written .*readonly"):
+        execute(engine, "PRAGMA query_only = ON", "DELETE FROM dropped")
+    with pytest.raises(UserError, match=r"nowhere/loop\.db cannot be opened"):
+        execute(connect(tmp_path / "nowhere" / "loop.db"))
+
+
+def test_a_full_disk_is_not_the_users_mistake(world):
+    engine = connect(world.store.root / "loop.db")
+    fill = "CREATE TABLE more AS SELECT zeroblob(999999)"
+    with pytest.raises(OperationalError, match="database or disk is full"):
+        execute(engine, "PRAGMA max_page_count = 1", fill)
 
 
 def test_a_folder_without_a_database_is_refused_and_nothing_made(tmp_path):
@@ -962,6 +992,26 @@ def test_an_example_has_two_different_sides_or_one():
     for kind, rejected in (("pair", None), ("demonstration", other), ("pair", same)):
         with pytest.raises(ValueError, match="rejected"):
             Example(kind=kind, rejected=rejected, **of)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("field", ["margin", "weight"])
+def test_an_example_has_finite_numbers(field, number):
+    one = Candidate(id=1, asked_id=1, index=0, text="a", token_ids=(1,))
+    of = {"asked_id": 1, "prompt": prompt("x"), "chosen": one, "rule": "r"}
+    with pytest.raises(ValueError, match=f"the {field} of an example is a finite number"):
+        Example(kind="demonstration", **of, **{field: number})
+
+
+def test_half_a_character_is_replaced_where_texts_come_in():
+    for given, kept in (("a\ud800b", "a\ufffdb"), ("\udfff", "\ufffd"), ("é\U0001f600", None)):
+        kept = kept or given
+        assert Completion(text=given, token_ids=()).text == kept
+        assert Verdict(candidate_id=1, raw=given).raw == kept
+        assert Message(role="user", content=given).content == kept
+        unparsed = Judgement(candidate_id=1, score=None, status="unparsed", reason=given)
+        assert unparsed.reason == kept
+        assert prompt("x", reference=given, task=given).reference == kept
 
 
 def test_a_record_cannot_be_changed():

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy
 
-from loop.retention import best_checkpoint
 from loop.report import rounds
+from loop.retention import best_checkpoint
 from store.database import Store
 
 RESAMPLES = 10_000
