@@ -381,7 +381,7 @@ def test_start_of_a_finished_run_prints_how_it_ended(copied: Path) -> None:
         r"gain on the test split: [+-]0\.\d{3} \[[+-]0\.\d{3}, [+-]0\.\d{3}\]", found.stdout
     )
     assert "ended: 2 of 2 rounds done" in found.stdout
-    assert "loop rounds, loop show 1, loop why 1" in found.stdout
+    assert "look closer: loop rounds, loop show 1, loop why 5\n" in found.stdout
     log = (copied / "logs/attempt-1.log").read_text()
     for line in found.output.splitlines():
         assert line.rstrip() in [each.rstrip() for each in log.splitlines()]
