@@ -219,7 +219,7 @@ def test_top_p_leaves_the_smallest_set_that_reaches_p(
     order = np.argsort(-share)
     kept = order[: int(np.searchsorted(share[order].cumsum(), 0.3)) + 1]
     seen = draws(folder, prompt, 8000, top_p=0.3, temperature=0.5)
-    assert 20 < len(kept) < 200
+    assert 5 < len(kept) < 200
     assert set(seen) == set(kept.tolist())
     within = np.zeros_like(share)
     within[kept] = share[kept] / share[kept].sum()
