@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 from runs import HERE, loop
 
 from loop.report import rounds as report_rounds
+from loop.retention import best_checkpoint
 from store.database import Store
 
 
@@ -58,17 +60,29 @@ def test_the_default_run_verifies_and_answers_why(default_run: Path) -> None:
 
 
 def test_the_best_checkpoint_loads_with_plain_transformers(default_run: Path) -> None:
+    """And says what it said when it was evaluated."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     best = default_run / "checkpoints" / "best"
     tokenizer = AutoTokenizer.from_pretrained(best)
     model = AutoModelForCausalLM.from_pretrained(best)
-    asked = [{"role": "user", "content": "Spell this word backward (example: sun -> nus): tea"}]
-    ids = tokenizer.apply_chat_template(
-        asked, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    store = Store(default_run / "loop.db")
+    evaluated = store.query(
+        "SELECT messages, text FROM candidate JOIN asked ON asked.id = asked_id "
+        "JOIN prompt ON prompt.id = prompt_id "
+        "WHERE purpose = 'greedy' AND checkpoint_id = :best LIMIT 20",
+        best=best_checkpoint(store, "policy").id,
     )
-    answer = model.generate(**ids, max_new_tokens=8)[0, ids["input_ids"].shape[1] :]
-    assert tokenizer.decode(answer, skip_special_tokens=True) == "aet"
+    for row in evaluated:
+        ids = tokenizer.apply_chat_template(
+            json.loads(row["messages"]),
+            add_generation_prompt=True,
+            return_tensors="pt",
+            return_dict=True,
+        )
+        answer = model.generate(**ids, max_new_tokens=8)[0, ids["input_ids"].shape[1] :]
+        assert tokenizer.decode(answer, skip_special_tokens=True) == row["text"]
+    assert len(evaluated) == 20
 
 
 def test_the_pairs_were_held_to_the_reference_that_they_were_sampled_from(
