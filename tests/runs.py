@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from scripted import write_model
 
 from loop import config, run
 from loop.progress import Progress
+from scripted import write_model
 from store.database import Store
 
 HERE = Path(__file__).parent

@@ -16,7 +16,6 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from test_report import SMALL, Builder, build, change, copied, finished, prompts
 from typer.testing import CliRunner, Result
 
 from loop import attempt, lease, run
@@ -24,6 +23,7 @@ from loop import config as configuration
 from loop.cli import _answer, app
 from loop.progress import Progress
 from store.database import Store
+from test_report import SMALL, Builder, build, change, copied, finished, prompts
 
 __all__ = ["copied", "finished"]
 SETS = [part for each in SMALL for part in ("--set", each)]

@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from runs import HERE, SCRIPTED, everything, scripted_toml, start
 
 from loop import config, graph, retention, run
+from runs import HERE, SCRIPTED, everything, scripted_toml, start
 from store.database import Store
 from store.errors import UserError
 

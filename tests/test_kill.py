@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from runs import HERE, everything, loop, scripted_toml, start
 
 MOMENTS = [

@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-from runs import HERE, loop
 
 from loop.report import rounds as report_rounds
 from loop.retention import best_checkpoint
+from runs import HERE, loop
 from store.database import Store
 
 

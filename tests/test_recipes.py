@@ -7,9 +7,9 @@ import re
 from pathlib import Path
 
 import pytest
-from runs import loop
 
 from loop import config, run
+from runs import loop
 from store.database import Store
 
 RECIPES = config.recipes()
