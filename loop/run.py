@@ -334,7 +334,7 @@ def request_stop(root: Path) -> bool:
     store = Store(root / DATABASE)
     try:
         run = store.run()
-        alive = run is not None and run.driver is not None and not lease.is_dead(run.driver)
+        alive = run is not None and lease.is_alive(run)
         if alive:
             store.request_stop()
         return alive

@@ -198,10 +198,6 @@ class Store(Stages):
             for checkpoint_id, changed in (statuses or {}).items():
                 session.get_one(CheckpointRow, checkpoint_id).status = changed
 
-    def add_decisions(self, round_id: int, decisions: Sequence[Decision]) -> None:
-        with self._write() as session:
-            self._decide(session, round_id, decisions)
-
     def _decide(self, session: Session, round_id: int, decisions: Sequence[Decision]) -> None:
         for decision in decisions:
             session.add(DecisionRow(run_id=self._run_id, round_id=round_id, **asdict(decision)))

@@ -298,10 +298,8 @@ class Stages(Database):
 
     def is_filtered(self, round_id: int, track: str) -> bool:
         """Whether each prompt asked for training gave an example or a reason."""
-        kept = exists().where(col(ExampleRow.asked_id) == AskedRow.id)
-        dropped = exists().where(col(DroppedRow.asked_id) == AskedRow.id)
         with self._read() as session:
-            left = of_asked(select(AskedRow.id), round_id, track, "train").where(~kept, ~dropped)
+            left = of_asked(select(AskedRow.id), round_id, track, "train").where(*_unaccounted())
             return session.exec(left).first() is None
 
     def add_selection(self, round_id: int, track: str, selection: Selection) -> None:
@@ -379,12 +377,17 @@ class Stages(Database):
     def count_unaccounted(self) -> int:
         """Prompts asked for training in finished rounds with neither example nor reason."""
         with self._read() as session:
-            kept = exists().where(col(ExampleRow.asked_id) == AskedRow.id)
-            dropped = exists().where(col(DroppedRow.asked_id) == AskedRow.id)
             chosen = (
                 select(func.count())
                 .select_from(AskedRow)
                 .join(RoundRow)
-                .where(AskedRow.purpose == "train", RoundRow.status != "running", ~kept, ~dropped)
+                .where(AskedRow.purpose == "train", RoundRow.status != "running", *_unaccounted())
             )
             return session.exec(chosen).one()
+
+
+def _unaccounted() -> tuple[Any, Any]:
+    """Of an asked prompt: it gave neither an example nor a reason."""
+    kept = exists().where(col(ExampleRow.asked_id) == AskedRow.id)
+    dropped = exists().where(col(DroppedRow.asked_id) == AskedRow.id)
+    return ~kept, ~dropped

@@ -435,7 +435,6 @@ WRITES = {
         [w.decision("accept"), w.decision("reject")],
         {w.trained.id: "rejected", w.base.id: "pruned"},
     ),
-    "add_decisions": lambda w: (w.one, [w.decision("accept"), w.decision("pause")]),
     "add_seconds": lambda w: (w.one, {"judge": 1.5}),
     "add_prompts": lambda w: ([prompt("new"), prompt("newer", split="test")],),
     "ask": lambda w: (w.one, "other", "train", [prompt("new"), prompt("sum 1")], 1),
@@ -856,7 +855,7 @@ def test_evaluations_and_decisions_come_back(world):
     with pytest.raises(IntegrityError, match="UNIQUE"):
         world.store.add_evaluations(world.zero, world.trained.id, measured[:1])
     told = world.decision("undecided", model="policy", checkpoint_id=2, incumbent_id=1)
-    world.store.add_decisions(world.one, [told])
+    world.store.close_round(world.one, "done", [told])
     kept = world.store.query("SELECT * FROM decision ORDER BY id")
     assert [row["decision"] for row in kept] == ["accept", "undecided"]
     assert kept[1]["numbers"] == '{"gain": 0.125, "prompts": 200}'
