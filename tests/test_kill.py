@@ -166,7 +166,7 @@ def test_a_real_run_killed_in_training_and_at_ten_random_moments_ends_the_same(
     running.send_signal(signal.SIGKILL)
     running.communicate()
 
-    chance, stages = random.Random(), list[str]()
+    chance, stages, ended = random.Random(), list[str](), 0
     while len(stages) < 10:
         running = start_command(config, runs)
         assert running.stdout is not None
@@ -182,7 +182,8 @@ def test_a_real_run_killed_in_training_and_at_ten_random_moments_ends_the_same(
             stages.append(f"{found.get('round')} {found.get('stage')}")
         if status(runs).get("status") == "done":
             same(only_run(whole), only_run(runs))
-            runs = tmp_path / f"runs-{len(stages)}"
+            ended += 1
+            runs = tmp_path / f"runs-{ended}"  # a folder of its own: a start would begin another
     last = start_command(config, runs)
     said, _ = last.communicate(timeout=900)
     assert last.returncode == 0, said
