@@ -16,8 +16,10 @@ from store.database import Store
 from store.records import (
     Call,
     Checkpoint,
+    Prompt,
     Purpose,
     Round,
+    Split,
 )
 
 STAGES = ("propose", "generate", "judge", "filter", "train", "evaluate", "gate")
@@ -127,3 +129,6 @@ class StoredHistory:
 
     def held_out(self) -> frozenset[str]:
         return self.store.held_out_digests()
+
+    def prompts(self, *splits: Split) -> list[Prompt]:
+        return [prompt for split in splits for prompt in self.store.prompts(split)]

@@ -180,7 +180,7 @@ def filter(state: State, runtime: Runtime[Context]) -> None:
             rows = Rows(round, name, "train")
             if store.is_filtered(cast(int, round.id), name):
                 continue
-            groups = store.groups(*rows.key)
+            groups = [group for group in store.groups(*rows.key) if group.candidates]
             judgements = store.judgements(*rows.key, track.judge.label)
             selecting = cast(Filter, context.role(track.filter))
             call = context.call(round, name, "filter")

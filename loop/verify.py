@@ -86,6 +86,7 @@ SELECT asked.id AS asked, number AS round, purpose
 FROM asked JOIN round ON round.id = asked.round_id
 WHERE round.status <> 'running'
   AND NOT EXISTS (SELECT 1 FROM candidate WHERE candidate.asked_id = asked.id)
+  AND NOT EXISTS (SELECT 1 FROM dropped WHERE dropped.asked_id = asked.id)
 """
 
 INDICES = """

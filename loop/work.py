@@ -32,6 +32,7 @@ from store.records import (
 )
 
 HELD_OUT: tuple[Split, ...] = ("gate", "test")
+TOO_LONG, NO_CANDIDATE = "longer than the context", "no candidate fits the context"
 EVALUATED: tuple[Purpose, ...] = ("sampled", "greedy")
 
 
@@ -104,7 +105,10 @@ def sample(
     writer: Checkpoint,
     answer: Callable[[Sequence[Prompt], Policy], list[Any]],
 ) -> None:
-    """Candidates for every batch that has none, until the budget is spent."""
+    """Candidates for every batch that has none, until the budget is spent.
+
+    A prompt that is longer than the context gets none and is dropped for that.
+    """
     for batch in context.store.unsampled(*rows.key):
         context.check()
         if context.spent():
@@ -113,11 +117,15 @@ def sample(
         policy = context.policy(writer)
         with context.timed("in policy"):
             answers = answer([group.prompt for group in groups], policy)
-        if len(answers) != len(groups) or not all(answers):
-            counts = [len(each) for each in answers]
-            raise RuntimeError(f"asked {len(groups)} prompts, got completions for {counts}")
+        if len(answers) != len(groups):
+            raise RuntimeError(f"asked {len(groups)} prompts, got answers to {len(answers)}")
         by_asked = {group.asked_id: each for group, each in zip(groups, answers, strict=True)}
-        context.store.add_candidates(*rows.key, writer.id, by_asked)
+        lost = {
+            group.asked_id: TOO_LONG if policy.room(group.prompt) < 1 else NO_CANDIDATE
+            for group in groups
+            if not by_asked[group.asked_id]
+        }
+        context.store.add_candidates(*rows.key, writer.id, by_asked, lost)
         context.progress.advance_by(len(groups))
 
 
@@ -128,7 +136,7 @@ def judge_asked(context: Context, rows: Rows, role: Role, model: str) -> None:
     version = str(getattr(judging, "version", "1"))
     for batch in context.store.unjudged(*rows.key, role.label):
         context.check()
-        groups = context.store.groups(*rows.key, batch)
+        groups = [group for group in context.store.groups(*rows.key, batch) if group.candidates]
         asked = _judging_checkpoint(context, role, model)
         policy = None if asked is None else context.policy(asked)
         with context.timed("in judge"):

@@ -33,7 +33,10 @@ class Policy(Protocol):
     def sample(
         self, prompts: Sequence[Prompt], *, sampling: Sampling, seeds: Sequence[Sequence[int]]
     ) -> list[list[Completion]]:
-        """One completion for each seed of each prompt, in order; equal seeds give equal ones."""
+        """One completion for each seed of each prompt, in order; equal seeds give equal ones.
+
+        A prompt that is too long gets none: it is never cut.
+        """
         ...
 
     def logprobs(
@@ -55,6 +58,10 @@ class Policy(Protocol):
 
     def prompt_ids(self, prompt: Prompt) -> list[int]:
         """The token ids that the prompt becomes, up to where the answer begins."""
+        ...
+
+    def room(self, prompt: Prompt) -> int:
+        """How many tokens of answer the context holds after the prompt; below 1, it is too long."""
         ...
 
     def close(self) -> None:
@@ -82,6 +89,10 @@ class History(Protocol):
         """Digests of the prompts kept for gate, test and anchor."""
         ...
 
+    def prompts(self, *splits: Split) -> list[Prompt]:
+        """The prompts of these splits that this run has, in the order they came."""
+        ...
+
 
 @runtime_checkable
 class Proposer(Protocol):
@@ -101,7 +112,7 @@ class Generator(Protocol):
     def generate(
         self, prompts: Sequence[Prompt], policy: Policy, call: Call
     ) -> list[list[Completion]]:
-        """Each prompt's completions, in the order of the prompts."""
+        """Each prompt's completions, in the order of the prompts; none for one that is too long."""
         ...
 
 

@@ -236,7 +236,7 @@ class Store(Stages):
             session.flush()
             if training is not None:
                 self._trained(session, cast(int, made.id), training, examples)
-        return self._checkpoint(made)
+            return self._checkpoint(session, made)
 
     def _trained(
         self, session: Session, id: int, training: Training, examples: Sequence[Example]
@@ -263,9 +263,11 @@ class Store(Stages):
         insert_rows(session, TrainingStepRow, steps)
         insert_rows(session, TrainedOnRow, learned)
 
-    def _checkpoint(self, row: CheckpointRow) -> Checkpoint:
+    def _checkpoint(self, session: Session, row: CheckpointRow) -> Checkpoint:
         found = rows.checkpoint_record(row)
-        return replace(found, path=self.root / found.path)
+        base = None if row.base_id is None else session.get_one(CheckpointRow, row.base_id).path
+        base_path = None if base is None else self.root / base
+        return replace(found, path=self.root / found.path, base_path=base_path)
 
     def checkpoints(
         self, model: str | None = None, round_id: int | None = None
@@ -277,7 +279,7 @@ class Store(Stages):
             if round_id is not None:
                 chosen = chosen.where(CheckpointRow.round_id == round_id)
             found = session.exec(chosen.order_by(col(CheckpointRow.id)))
-            return [self._checkpoint(row) for row in found]
+            return [self._checkpoint(session, row) for row in found]
 
     def incumbent(self, model: str) -> Checkpoint:
         """The checkpoint of `model` that was accepted last."""

@@ -274,7 +274,17 @@ def m001_the_first_tables(connection: Connection) -> None:
         connection.execute(text(statement))
 
 
-MIGRATIONS: tuple[Callable[[Connection], None], ...] = (m001_the_first_tables,)
+def m002_suites_and_labels(connection: Connection) -> None:
+    connection.execute(
+        text("ALTER TABLE prompt ADD COLUMN suite VARCHAR NOT NULL DEFAULT 'held_out'")
+    )
+    connection.execute(text("ALTER TABLE example ADD COLUMN label BOOLEAN"))
+
+
+MIGRATIONS: tuple[Callable[[Connection], None], ...] = (
+    m001_the_first_tables,
+    m002_suites_and_labels,
+)
 LATEST = len(MIGRATIONS)
 
 

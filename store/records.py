@@ -20,12 +20,12 @@ from pydantic.dataclasses import dataclass
 
 Split = Literal["train", "gate", "test", "anchor"]
 Origin = Literal["seed", "proposed", "derived"]
-Purpose = Literal["train", "sampled", "greedy"]
+Purpose = Literal["train", "sampled", "greedy", "anchor"]
 Status = Literal["ok", "abstained", "unparsed", "refused", "timed_out", "failed"]
 FinishReason = Literal["stop", "stop_string", "length"]
 ExampleKind = Literal["pair", "demonstration", "labelled"]
 CheckpointKind = Literal["full", "adapter"]
-CheckpointStatus = Literal["trained", "accepted", "rejected", "diverged", "pruned"]
+CheckpointStatus = Literal["trained", "accepted", "rejected", "diverged", "merged", "pruned"]
 DecisionKind = Literal["accept", "reject", "undecided", "stop", "pause"]
 
 STRICT = ConfigDict(extra="forbid", arbitrary_types_allowed=True, ser_json_inf_nan="constants")
@@ -64,6 +64,8 @@ class Prompt:
     task: Text | None = None
     origin: Origin = "seed"
     split: Split = "train"
+    suite: str = "held_out"
+    """Which evaluation a prompt that is not trained on belongs to."""
     columns: dict[str, Any] = field(default_factory=dict)
     """Whatever else the source said of it (JSON), kept for judges."""
     parent_prompt_id: int | None = None
@@ -186,6 +188,8 @@ class Example:
     prompt: Prompt
     chosen: Candidate
     rejected: Candidate | None = None
+    label: bool | None = None
+    """Of a labelled candidate, which is `chosen`: whether answers like it are wanted."""
     margin: float | None = None
     """Score of the chosen minus score of the rejected."""
     weight: float = 1.0
@@ -198,6 +202,8 @@ class Example:
     def __post_init__(self) -> None:
         if (self.rejected is not None) != (self.kind == "pair"):
             raise ValueError(f"a pair has a rejected side and nothing else has: {self.kind}")
+        if (self.label is not None) != (self.kind == "labelled"):
+            raise ValueError(f"a labelled candidate has a label and nothing else has: {self.kind}")
         if self.rejected is not None and self.rejected.token_ids == self.chosen.token_ids:
             raise ValueError("chosen and rejected are the same tokens")
         for name, value in (("margin", self.margin), ("weight", self.weight)):
@@ -236,6 +242,8 @@ class Checkpoint:
     parent_id: int | None = None
     base_id: int | None = None
     """What an adapter is laid over."""
+    base_path: Path | None = None
+    """Where that lies. The store fills it in."""
     id: int | None = None
 
 

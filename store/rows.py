@@ -64,6 +64,7 @@ def prompt_row(prompt: Prompt, run_id: int) -> dict[str, Any]:
         "task": prompt.task,
         "origin": prompt.origin,
         "split": prompt.split,
+        "suite": prompt.suite,
         "digest": prompt.digest,
         "columns": prompt.columns,
         "parent_prompt_id": prompt.parent_prompt_id,
@@ -80,6 +81,7 @@ def prompt_record(row: Any) -> Prompt:
         task=row.task,
         origin=row.origin,
         split=row.split,
+        suite=row.suite,
         columns=row.columns,
         parent_prompt_id=row.parent_prompt_id,
         parent_candidate_id=row.parent_candidate_id,
@@ -150,12 +152,12 @@ def judgement_record(row: Any) -> Judgement:
 
 
 def checkpoint_record(row: Any) -> Checkpoint:
-    return _like(Checkpoint, row, path=Path(row.path))
+    return _like(Checkpoint, row, path=Path(row.path), base_path=None)
 
 
 def checkpoint_row(checkpoint: Checkpoint) -> dict[str, Any]:
     row = asdict(checkpoint)
-    del row["id"]
+    del row["id"], row["base_path"]
     return row | {"path": str(checkpoint.path)}
 
 

@@ -140,9 +140,10 @@ class Stages(Database):
     # Candidates
 
     def unsampled(self, round_id: int, track: str, purpose: Purpose) -> list[int]:
-        """The batches that have no candidates yet."""
+        """The batches with a prompt that has no candidates yet and was not dropped for length."""
         answered = exists().where(col(CandidateRow.asked_id) == AskedRow.id)
-        return self._batches(round_id, track, purpose, ~answered)
+        dropped = exists().where(col(DroppedRow.asked_id) == AskedRow.id)
+        return self._batches(round_id, track, purpose, ~answered & ~dropped)
 
     def _batches(self, round_id: int, track: str, purpose: Purpose, left: Any) -> list[int]:
         with self._read() as session:
@@ -183,8 +184,12 @@ class Stages(Database):
         purpose: Purpose,
         checkpoint_id: int | None,
         completions: Mapping[int, Sequence[Completion]],
+        lost: Mapping[int, str] | None = None,
     ) -> None:
-        """Write a batch: asked id -> its completions. What nobody sampled has no checkpoint."""
+        """Write a batch: asked id -> its completions. What nobody sampled has no checkpoint.
+
+        lost: asked id -> why it has no completion, for those that have none.
+        """
         made: list[dict[str, Any]] = []
         generated = 0
         settings: dict[Any, dict[str, Any] | None] = {None: None}
@@ -198,8 +203,11 @@ class Stages(Database):
                 made.append(
                     rows.candidate_row(answer, asked_id, index, writer, settings[answer.sampling])
                 )
+        dropped = [{"asked_id": id, "reason": reason} for id, reason in (lost or {}).items()]
+        reasons = Counter(f"dropped {each['reason']}" for each in dropped)
         with self._write() as session:
             insert_rows(session, CandidateRow, made)
+            insert_rows(session, DroppedRow, dropped)
             self._count(
                 session,
                 round_id,
@@ -207,6 +215,7 @@ class Stages(Database):
                 candidates=len(made),
                 generated_tokens=generated,
                 truncated=sum(row["finish_reason"] == "length" for row in made),
+                **({"dropped": len(dropped), **reasons} if dropped else {}),
             )
 
     # Judgements
@@ -309,6 +318,7 @@ class Stages(Database):
                 "kind": example.kind,
                 "chosen_id": example.chosen.id,
                 "rejected_id": None if example.rejected is None else example.rejected.id,
+                "label": example.label,
                 "margin": example.margin,
                 "weight": example.weight,
                 "rule": example.rule,
@@ -365,6 +375,7 @@ class Stages(Database):
                 prompt=prompts[row.prompt_id],
                 chosen=candidates[row.chosen_id],
                 rejected=None if row.rejected_id is None else candidates[row.rejected_id],
+                label=row.label,
                 margin=row.margin,
                 weight=row.weight,
                 rule=row.rule,

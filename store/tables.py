@@ -68,6 +68,7 @@ class PromptRow(SQLModel, table=True):
     origin: str
     split: str
     digest: str
+    suite: str = Field(sa_column_kwargs={"server_default": "held_out"})
     columns: dict[str, Any] = _json()
     parent_prompt_id: int | None = _key("prompt.id")
     parent_candidate_id: int | None = Field(
@@ -154,6 +155,7 @@ class ExampleRow(SQLModel, table=True):
     chosen_id: int = _key("candidate.id", index=True)
     rejected_id: int | None = _key("candidate.id", index=True)
     margin: float | None
+    label: bool | None
     weight: float
     rule: str
     chosen_judgement_id: int | None = _key("judgement.id")

@@ -56,7 +56,7 @@ class ScriptedPolicy:
     ) -> list[list[Completion]]:
         assert not self.closed, "asked after it was closed"
         return [
-            [self._answer(prompt, sampling, seed) for seed in own]
+            [self._answer(prompt, sampling, seed) for seed in own if self.room(prompt) > 0]
             for prompt, own in zip(prompts, seeds, strict=True)
         ]
 
@@ -79,6 +79,9 @@ class ScriptedPolicy:
 
     def prompt_ids(self, prompt: Prompt) -> list[int]:
         return list(prompt.messages[-1].content.encode())
+
+    def room(self, prompt: Prompt) -> int:
+        return 100 - len(self.prompt_ids(prompt))
 
     def close(self) -> None:
         self.closed = True

@@ -18,6 +18,9 @@ CALL = Call(seed=3)
 
 
 class NoHistory:
+    def prompts(self, *splits: str) -> list[Prompt]:
+        return []
+
     def asked(self):
         return frozenset()
 

@@ -402,7 +402,7 @@ def test_a_written_completion_is_the_text_and_the_end_of_turn(
     assert completion.seed is None
 
 
-def test_the_context_bounds_a_completion_and_a_prompt_past_it_is_the_users_mistake(
+def test_the_context_bounds_a_completion_and_a_prompt_past_it_gets_none(
     copied: Path,
 ) -> None:
     edit(copied / "config.json", max_position_embeddings=40)
@@ -413,8 +413,10 @@ def test_the_context_bounds_a_completion_and_a_prompt_past_it_is_the_users_mista
     assert [len(group[0].token_ids) for group in groups] == [
         min(9, 40 - length) for length in lengths
     ]
-    with pytest.raises(UserError, match=r"'1111.* has 5\d tokens"):
-        policy.sample([ask("1" * 50)], sampling=Sampling(max_tokens=9), seeds=[[1]])
+    long = ask("1" * 50)
+    assert policy.room(long) == 40 - len(policy.prompt_ids(long)) < 1
+    asked = policy.sample([long, ask("Why?")], sampling=Sampling(max_tokens=9), seeds=[[1], [1]])
+    assert [len(group) for group in asked] == [0, 1]
 
 
 # --- what is opened

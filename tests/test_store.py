@@ -211,10 +211,10 @@ def schema(engine: sqlalchemy.Engine) -> dict[str, dict]:
     looked = sqlalchemy.inspect(engine)
     return {
         name: {
-            "columns": [
+            "columns": sorted(
                 (each["name"], str(each["type"]), each["nullable"], each["default"])
                 for each in looked.get_columns(name)
-            ],
+            ),
             "primary": looked.get_pk_constraint(name)["constrained_columns"],
             "foreign": sorted(
                 (each["constrained_columns"], each["referred_table"], each["referred_columns"])
@@ -260,7 +260,7 @@ BESIDES = {
     "judgement": ({"round_id", "judge", "judge_version"}, {"verdicts"}),
     "example": ({"chosen_id", "rejected_id"}, {"prompt", "chosen", "rejected"}),
     "dropped": ({"id"}, set()),
-    "checkpoint": ({"run_id", "round_id"}, set()),
+    "checkpoint": ({"run_id", "round_id"}, {"base_path"}),
     "training_step": ({"checkpoint_id"}, set()),
     "evaluation": ({"id", "checkpoint_id", "round_id"}, set()),
     "decision": ({"id", "run_id", "round_id"}, set()),

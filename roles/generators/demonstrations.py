@@ -39,11 +39,14 @@ class Demonstrations:
     def generate(
         self, prompts: Sequence[Prompt], policy: Policy, call: Call
     ) -> list[list[Completion]]:
-        """Each prompt's n completions."""
-        return [
-            [policy.write(self._answer(prompt, index, call)) for index in range(self.n)]
-            for prompt in prompts
-        ]
+        """Each prompt's n completions; none where the longest would not fit behind it."""
+        written = []
+        for prompt in prompts:
+            answers = [self._answer(prompt, index, call) for index in range(self.n)]
+            completions = [policy.write(answer) for answer in answers]
+            longest = max(len(each.token_ids) for each in completions)
+            written.append(completions if longest <= policy.room(prompt) else [])
+        return written
 
     def _answer(self, prompt: Prompt, index: int, call: Call) -> str:
         found = prompt.reference if self.column is None else prompt.columns.get(self.column)

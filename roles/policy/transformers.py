@@ -95,8 +95,9 @@ class TransformersPolicy:
         rows = []
         for place, (prompt, its_seeds) in enumerate(zip(prompts, seeds, strict=True)):
             ids = self.prompt_ids(prompt)
-            room = min(sampling.max_tokens, self._room(prompt, ids))
-            rows += [_Row((place, n), ids, seed, room) for n, seed in enumerate(its_seeds)]
+            room = min(sampling.max_tokens, self._room(ids))
+            if room > 0:
+                rows += [_Row((place, n), ids, seed, room) for n, seed in enumerate(its_seeds)]
         # By length, so that little is padding. Rows that the context cuts shorter than
         # max_tokens do not share a batch with others: positions past the context may not exist.
         rows.sort(key=lambda row: (len(row.ids), row.place))
@@ -107,7 +108,7 @@ class TransformersPolicy:
             for row, completion in zip(batch, self._sample(batch, sampling), strict=True):
                 sampled[row.place] = completion
         return [
-            [sampled[place, n] for n in range(len(its_seeds))]
+            [sampled[place, n] for n in range(len(its_seeds)) if (place, n) in sampled]
             for place, its_seeds in enumerate(seeds)
         ]
 
@@ -143,6 +144,10 @@ class TransformersPolicy:
     def prompt_ids(self, prompt: Prompt) -> list[int]:
         """The token ids that the prompt becomes, up to where the answer begins."""
         return prompt_ids(self._tokenizer, prompt)
+
+    def room(self, prompt: Prompt) -> int:
+        """How many tokens of answer the context holds after the prompt; below 1, it is too long."""
+        return self._room(self.prompt_ids(prompt))
 
     def close(self) -> None:
         """Free the memory of the weights; a later call would load them again."""
@@ -199,16 +204,15 @@ class TransformersPolicy:
             self._weights = model.to(self._device).eval()
         return self._weights
 
-    def _room(self, prompt: Prompt, ids: Sequence[int]) -> int:
-        """How many tokens the model's context still holds after a prompt."""
-        positions = getattr(self._model.config, "max_position_embeddings", None)
-        room = 2**31 if positions is None else positions - len(ids)
-        if room < 1:
-            raise UserError(
-                f"the prompt {prompt.messages[-1].content[:60]!r} has {len(ids)} tokens, and the "
-                f"model in {str(self._path)!r} holds {positions} with the answer; shorten it"
-            )
-        return int(room)
+    def _room(self, ids: Sequence[int]) -> int:
+        return (2**31 if self._positions is None else self._positions) - len(ids)
+
+    @cached_property
+    def _positions(self) -> int | None:
+        """How many tokens the model's context holds; None when its configuration does not say."""
+        config = AutoConfig.from_pretrained(self._path)
+        found = getattr(config.get_text_config(), "max_position_embeddings", None)
+        return None if found is None else int(found)
 
     def _sample(self, rows: Sequence[_Row], sampling: Sampling) -> list[Completion]:
         room = rows[0].room
