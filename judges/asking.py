@@ -19,7 +19,7 @@ def ask_all(questions: Sequence[Callable[[], Any]], *, limit: int, call: Call) -
     """What each question returned, in order. The first exception ends it and is passed on."""
     answers: list[Any] = []
     for position, question in enumerate(questions):
-        _stop_when_told(call)
+        stop_when_told(call)
         answer = question()
         if inspect.iscoroutine(answer):
             rest = questions[position + 1 :]
@@ -42,7 +42,7 @@ async def _ask_async(
     async def ask(question: Callable[[], Any]) -> Any:
         nonlocal done
         async with gate:
-            _stop_when_told(call)
+            stop_when_told(call)
             answer = question()
             if inspect.iscoroutine(answer):
                 answer = await answer
@@ -63,6 +63,7 @@ def _run(coroutine: Coroutine[Any, Any, list[Any]]) -> list[Any]:
         return thread.submit(asyncio.run, coroutine).result()
 
 
-def _stop_when_told(call: Call) -> None:
+def stop_when_told(call: Call) -> None:
+    """Raises KeyboardInterrupt when somebody asked the run to stop."""
     if call.stopping():
         raise KeyboardInterrupt

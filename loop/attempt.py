@@ -17,15 +17,16 @@ from rich.console import Console
 from sqlalchemy.exc import SQLAlchemyError
 
 from loop import config as configuration
-from loop import lease, names, report, run, views
-from loop.config import Config
+from loop import lease, names, report, run, space, views
 from loop.progress import Progress
 from loop.report import Table
 from loop.screen import line
+from loop.settings import Config
 from store.database import Store
 from store.errors import UserError
 
 LOG_WIDTH = 100
+LEFT = ("failed", "interrupted")
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ def start(wish: Wish, out: Console, err: Console) -> int:
     roles = run.load_roles(config)
     fresh = root is None
     if root is None:
+        space.check(config, roles, wish.runs)
         root = run.begin(config, wish.runs, wish.name or wish.recipe or _stem(wish.file))
         said = f"begins a new run, {root}"
     else:
@@ -65,8 +67,11 @@ def start(wish: Wish, out: Console, err: Console) -> int:
                 told = UserError(f"{error}{_kept(root)}")
                 line(log, f"loop: {told}")
                 raise told from error
+            if outcome.status in LEFT:
+                _leave(root, outcome, err, log)
+                return outcome.code
             for console in (out, log):
-                _report(root, config, outcome, console, log if console is log else err)
+                _report(root, config, outcome, console)
     except UserError:
         if fresh:
             run.discard(root)
@@ -174,14 +179,11 @@ def _log(root: Path, err: Console) -> Iterator[Console]:
             line(err, f"{path} is not complete: {file.failure.strerror}")
 
 
-def _report(root: Path, config: Config, outcome: run.Outcome, out: Console, err: Console) -> None:
+def _report(root: Path, config: Config, outcome: run.Outcome, out: Console) -> None:
+    from loop.gain import achieved
+
     store = Store(root / run.DATABASE)
     try:
-        if outcome.status in ("failed", "interrupted"):
-            if outcome.status == "failed":
-                line(err, outcome.reason)
-            line(err, _left(store, root, outcome.status))
-            return
         line(out)
         views.rounds(out, report.rounds(store))
         line(out)
@@ -189,69 +191,32 @@ def _report(root: Path, config: Config, outcome: run.Outcome, out: Console, err:
         line(out, f"ended: {outcome.reason}")
         line(out, f"next: {next_step(report.status(store, alive=False))}")
         line(out, f"look closer: loop rounds, loop show 1, loop why {_a_pair(store)}")
+        compare = f"loop compare {_quoted(root)} OTHER"
+        line(out, f'use it: loop sample "PROMPT", {compare}, loop export FOLDER')
     finally:
         store.close()
 
 
-def _left(store: Store, root: Path, status: str) -> str:
-    """Where a run was left that neither ended nor was ended by a rule."""
-    rounds = store.rounds()
-    place = f"{rounds[-1].stage} of round {rounds[-1].number}" if rounds else "opening of round 0"
-    what = f"{status}: {place} was under way" if status == "interrupted" else f"{place} failed"
+def _leave(root: Path, outcome: run.Outcome, err: Console, log: Console) -> None:
+    """Say where a run was left that neither ended nor was ended by a rule, and why.
+
+    The store is not asked: it may be what failed.
+    """
+    place = outcome.place or "a stage"
+    what = f"interrupted: {place} was under way"
+    if outcome.status == "failed":
+        what = f"{place} failed"
+        line(err, outcome.reason)
+        line(log, outcome.trace + outcome.reason)
     on = f"`loop start {_quoted(root)}` goes on from there"
-    return f"{what}; every committed batch is intact, and {on}"
+    for console in (err, log):
+        line(console, f"{what}; every committed batch is intact, and {on}")
 
 
 def _a_pair(store: Store) -> int:
     """An example worth asking about: the first pair, or whatever there is."""
     found = store.query("SELECT id FROM example ORDER BY kind = 'pair' DESC, id LIMIT 1")
     return int(found[0]["id"]) if found else 1
-
-
-def achieved(store: Store, config: Config) -> Table:
-    """{model, checkpoint, path, baseline, gain, low, high, score, baseline_score, prompts,
-    why_no_gain}: the first model's best checkpoint against the one that its rounds began from,
-    paired by prompt on the test split, with a 95 % interval by bootstrap over prompts.
-    """
-    from loop import retention
-    from loop.measure import bootstrap
-
-    model = next(iter(config.models))
-    best = retention.best_checkpoint(store, model)
-    made = store.checkpoints(model, store.round(0).id)
-    first = next(each for each in reversed(made) if each.status != "diverged")
-    label = config.evaluate.judge.label
-    found: Table = {
-        "model": model,
-        "checkpoint": best.id,
-        "path": str(best.path),
-        "baseline": str(first.path),
-        **dict.fromkeys(("gain", "low", "high", "score", "baseline_score")),
-        "prompts": 0,
-        "why_no_gain": "no gain: it is the checkpoint that the rounds began from",
-    }
-    if best.id == first.id:
-        return found
-    new, old = (store.scores(each.id or 0, "test", label) for each in (best, first))
-    paired = sorted(new.keys() & old.keys())
-    if not paired:
-        return found | {"why_no_gain": "no gain: no test prompt has a score on both sides"}
-    means = [(_mean(new[prompt]), _mean(old[prompt])) for prompt in paired]
-    differences = [after - before for after, before in means]
-    gain, low, high = bootstrap(differences, config.gate.resamples, config.seed)
-    return found | {
-        "gain": gain,
-        "low": low,
-        "high": high,
-        "score": _mean([after for after, _ in means]),
-        "baseline_score": _mean([before for _, before in means]),
-        "prompts": len(paired),
-        "why_no_gain": None,
-    }
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
 
 
 MORE = {

@@ -15,9 +15,9 @@ BEGINNING = """\
 # you like.
 # Check it with `loop plan --config FILE`, run it with `loop start --config FILE`.
 #
-# Prompts of your own, one JSON object a line with the columns "prompt" and "answer":
+# Prompts of your own, with "answer", or with answers that people preferred ("chosen", "rejected"):
 #     [proposer]
-#     use = "jsonl"
+#     use = "dataset"
 #     path = "prompts.jsonl"              # paths are relative to this file
 #
 # A judge of your own, a class in a file (`loop judges list` shows those there are):

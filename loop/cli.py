@@ -72,6 +72,10 @@ Sets = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="One setting, as in judge.votes=3."),
 ]
+Checkpoint = Annotated[
+    str, typer.Option(metavar="WHICH", help="best, base, given or the number of a round.")
+]
+Model = Annotated[str | None, typer.Option(metavar="NAME", help="Of several; left out, the first.")]
 RUNS = Path("runs")
 
 
@@ -194,6 +198,71 @@ def why(
 
 
 @app.command()
+def compare(
+    a: Annotated[str, typer.Argument(metavar="A", help="A run, a folder of runs or a recipe.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="Another.")],
+    runs: Runs = RUNS,
+    as_json: Json = False,
+) -> None:
+    """Set two runs, or recipes over their seeds, side by side: cost, quality, who is better."""
+    from loop import compare as comparing
+
+    _answer(comparing.compare(a, b, runs), comparing.view, as_json)
+
+
+@app.command()
+def sample(
+    first: Annotated[
+        str,
+        typer.Argument(metavar="RUN|PROMPT", help="A run; alone, the prompt for the newest."),
+    ],
+    second: Annotated[
+        str | None, typer.Argument(metavar="PROMPT", help="- is stdin.", show_default=False)
+    ] = None,
+    n: Annotated[int, typer.Option(min=1, help="Answers of each checkpoint.")] = 1,
+    temperature: Annotated[
+        float | None, typer.Option(min=0, max=10, help="0 is greedy.", show_default=False)
+    ] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, show_default=False)] = None,
+    checkpoint: Checkpoint = "best",
+    model: Model = None,
+    seed: Annotated[int, typer.Option(min=0, help="Another gives other answers.")] = 0,
+    runs: Runs = RUNS,
+    as_json: Json = False,
+) -> None:
+    """Ask the best checkpoint, beside what the run began from."""
+    from loop import sample as sampling
+
+    given, text = sampling.said(first, second, runs)
+    wish = sampling.Wish(text, checkpoint, model, n, temperature, max_tokens, seed)
+    with _opened(given, runs) as store:
+        _answer(sampling.sample(store, wish), sampling.view, as_json)
+
+
+@app.command()
+def export(
+    first: Annotated[
+        Path, typer.Argument(metavar="RUN|INTO", help="A run; alone, the folder for the newest.")
+    ],
+    second: Annotated[
+        Path | None, typer.Argument(metavar="INTO", help="A new folder.", show_default=False)
+    ] = None,
+    checkpoint: Checkpoint = "best",
+    model: Model = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a model that is there.")] = False,
+    runs: Runs = RUNS,
+    as_json: Json = False,
+) -> None:
+    """Copy a checkpoint into a folder that plain transformers loads."""
+    from loop import export as exporting
+
+    given, into = exporting.said(first, second, runs)
+    wish = exporting.Wish(into, checkpoint, model, force)
+    with _opened(given, runs) as store:
+        _answer(exporting.export(store, wish), exporting.view, as_json)
+
+
+@app.command()
 def verify(given: RunArgument = None, runs: Runs = RUNS, as_json: Json = False) -> None:
     """Check every key, count, digest and split of a run. Exit code 4 if one is wrong."""
     from loop import verify as verification
@@ -230,20 +299,10 @@ def list_judges(as_json: Json = False) -> None:
 @contextmanager
 def _opened(given: Path | None, runs: Path) -> Iterator[Store]:
     """The store of the run that is meant."""
-    from sqlalchemy.exc import DatabaseError
+    from loop import meant, run
 
-    from loop import run
-    from store.database import Store
-
-    root = run.find_run(given, runs)
-    try:
-        store = Store(root / run.DATABASE)
-        try:
-            yield store
-        finally:
-            store.close()
-    except DatabaseError as error:
-        raise UserError(f"{root / run.DATABASE} cannot be read: {error.orig}") from error
+    with meant.opened(run.find_run(given, runs)) as store:
+        yield store
 
 
 def _answer(found: Any, view: Callable[[Console, Any], None], as_json: bool) -> None:

@@ -7,245 +7,23 @@ stored with the run and read back.
 
 from __future__ import annotations
 
-import hashlib
-import json
+import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Any, cast, get_args
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    StrictFloat,
-    StrictInt,
-    ValidationError,
-    model_serializer,
-    model_validator,
-)
-from pydantic.config import JsonDict
+from pydantic import BaseModel, ValidationError
 
+from loop.settings import ROLES, Config, Tables, flat
+from roles.proposers.rows import FILES
 from store.errors import UserError, unknown
-from store.records import Sampling
 
 HERE = Path(__file__).parent
-ROLES = ("proposer", "generator", "judge", "filter")
 SPELLED = (*ROLES, "engine", "trainer")
 """Tables for which a string may stand: `judge = "verifier"` is `judge = { use = "verifier" }`."""
-Tables = dict[str, Any]
-OPERATIONAL: JsonDict = {"operational": True}
-"""Marks a setting that may change during a run; a change of any other makes another run."""
-
-
-class Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class Role(Frozen):
-    """Which class fills a role, whose model it asks, and the options it is made with."""
-
-    use: str
-    model: str | None = None
-    options: dict[str, Any] = {}
-
-    @model_validator(mode="before")
-    @classmethod
-    def _gather(cls, table: Any) -> Any:
-        if isinstance(table, str):
-            return {"use": table}
-        if not isinstance(table, Mapping) or "use" not in table:
-            raise ValueError('a role is a table with a key "use"')
-        own = {key: table[key] for key in ("use", "model") if key in table}
-        return own | {"options": {key: table[key] for key in table if key not in own}}
-
-    @model_serializer
-    def _flat(self) -> Tables:
-        model = {} if self.model is None else {"model": self.model}
-        return {"use": self.use, **model, **self.options}
-
-    @property
-    def label(self) -> str:
-        """Its name in the store: what is used, told apart by its model and options, if any."""
-        told_apart = self.model_dump(mode="json")
-        del told_apart["use"]
-        return f"{self.use}#{_digest(told_apart)[:6]}" if told_apart else self.use
-
-
-class Track(Frozen):
-    """One line of propose, generate, judge, filter inside a round."""
-
-    model: str = Field("policy", description="which model it samples and makes examples for")
-    prompts: StrictInt = Field(256, ge=1, description="prompts asked a round")
-    proposer: Role
-    generator: Role
-    judge: Role
-    filter: Role
-
-
-class Warmup(Track):
-    """Round 0: demonstrations to imitate before the first round."""
-
-    trainer: Role
-
-
-class Model(Frozen):
-    """A model that the run improves."""
-
-    path: str = Field(description='a folder, a Hub id, or "embedded"')
-    engine: Role
-    trainer: Role
-
-
-class Evaluate(Frozen):
-    """How checkpoints are measured, on prompts that are never trained on."""
-
-    judge: Role
-    proposer: Role
-    gate_prompts: StrictInt = Field(200, ge=2, description="prompts that the gate sees")
-    test_prompts: StrictInt = Field(300, ge=2, description="prompts that no rule sees")
-    samples: StrictInt = Field(
-        4, ge=1, description="sampled answers a prompt; one greedy one is added"
-    )
-    temperature: StrictFloat = Field(1.0, gt=0, le=10)
-    top_p: StrictFloat = Field(1.0, gt=0, le=1)
-    top_k: StrictInt = Field(0, ge=0)
-    max_tokens: StrictInt = Field(256, ge=1)
-    stop: tuple[str, ...] = ()
-
-    @model_validator(mode="after")
-    def _somebody_else_grades(self) -> Evaluate:
-        if self.judge.model is not None:
-            raise ValueError("every model of the run is under test, and none grades itself")
-        return self
-
-    def sampling(self, *, greedy: bool) -> Sampling:
-        return Sampling(
-            temperature=0.0 if greedy else self.temperature,
-            top_p=self.top_p,
-            top_k=self.top_k,
-            max_tokens=self.max_tokens,
-            stop=self.stop,
-        )
-
-
-class Gate(Frozen):
-    """What a new checkpoint must show to replace the incumbent."""
-
-    min_gain: StrictFloat = Field(0.0, ge=-1, le=1, description="what the lower bound must pass")
-    undecided: Literal["keep", "revert"] = Field(
-        "revert", description="what to go on with when the interval holds zero"
-    )
-    resamples: StrictInt = Field(10_000, ge=100, le=1_000_000)
-    patience: StrictInt = Field(
-        2,
-        ge=0,
-        description="rounds without an accepted checkpoint after which the run stops; 0 = never",
-        json_schema_extra=OPERATIONAL,
-    )
-    target: StrictFloat | None = Field(
-        None,
-        description="the run ends when the gate's score reaches this",
-        json_schema_extra=OPERATIONAL,
-    )
-
-
-class Budget(Frozen):
-    generated_tokens: StrictInt = Field(
-        0,
-        ge=0,
-        description="the run stops at this many; 0 = no limit",
-        json_schema_extra=OPERATIONAL,
-    )
-
-
-class Checkpoints(Frozen):
-    keep_last: StrictInt = Field(
-        2,
-        ge=1,
-        description="checkpoints kept beside the incumbent and the best",
-        json_schema_extra=OPERATIONAL,
-    )
-
-
-Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$")]
-
-
-class Config(Frozen):
-    """Everything a run is, expanded."""
-
-    rounds: StrictInt = Field(
-        3,
-        ge=0,
-        description="rounds after the warm-up; 0 = until stopped",
-        json_schema_extra=OPERATIONAL,
-    )
-    seed: StrictInt = Field(0, ge=0, lt=2**31)
-    batch_prompts: StrictInt = Field(
-        64, ge=1, description="prompts worked on and committed together"
-    )
-    track: dict[Name, Track]
-    models: dict[Name, Model]
-    warmup: Warmup | None = None
-    evaluate: Evaluate
-    gate: Gate = Gate()
-    budget: Budget = Budget()
-    checkpoints: Checkpoints = Checkpoints()
-
-    @model_validator(mode="after")
-    def _tracks_have_models(self) -> Config:
-        for name, track in self.track.items():
-            if track.model not in self.models:
-                raise ValueError(f"track {name!r} is of model {track.model!r}, which is not there")
-        idle = set(self.models) - {track.model for track in self.track.values()}
-        if idle:
-            raise ValueError(f"no track makes examples for model {sorted(idle)[0]!r}")
-        return self
-
-    def tracks(self, round: int) -> dict[str, Track]:
-        """The tracks of a round. Round 0 has the warm-up, if any, and nothing else."""
-        if round > 0:
-            return self.track
-        return {} if self.warmup is None else {"warmup": self.warmup}
-
-    def trainer(self, round: int, model: str) -> Role:
-        if round == 0 and self.warmup is not None:
-            return self.warmup.trainer
-        return self.models[model].trainer
-
-    @property
-    def identity(self) -> str:
-        """Digest of the settings that make the run what it is."""
-        return _digest({key: value for key, value in flat(self).items() if not operational(key)})
-
-
-def flat(config: Config) -> dict[str, Any]:
-    """Dotted key -> value."""
-    found: dict[str, Any] = {}
-
-    def walk(place: str, value: Any) -> None:
-        if isinstance(value, dict) and value:
-            for key, inner in value.items():
-                walk(f"{place}.{key}" if place else key, inner)
-        else:
-            found[place] = value
-
-    walk("", config.model_dump(mode="json"))
-    return found
-
-
-def operational(key: str) -> bool:
-    """Whether a setting, named by its dotted key, may change during a run."""
-    model: Any = Config
-    for part in key.split("."):
-        fields = getattr(model, "model_fields", {})
-        item = fields.get(part)
-        if item is None:
-            return False
-        if item.json_schema_extra == OPERATIONAL:
-            return True
-        model = item.annotation
-    return False
+ANSWERED = {"use": "demonstrations", "n": 4, "mistakes": 0.5}
+"""How the answers of anchors are made when nothing else is said: half of them carry a mistake."""
 
 
 def differences(old: Config, new: Config) -> list[dict[str, Any]]:
@@ -285,8 +63,10 @@ def change(config: Config, sets: Sequence[str]) -> Config:
             raise unknown("setting", top, USER_KEYS)
         if top in (*ROLES, "prompts"):
             assigned = {"track": {"main": assigned}}
-        elif top in ("engine", "trainer"):
+        elif top in MODEL_KEYS:
             assigned = {"models": {"policy": assigned}}
+        elif top == "warmup" and next(iter(assigned[top])) not in ("track", "trainer"):
+            assigned = {"warmup": {"track": {"warmup": assigned[top]}}}
         elif top == "model":
             assigned = {"models": {"policy": assigned["model"]}}
         tables = merge(tables, assigned)
@@ -320,9 +100,11 @@ def merge(lower: Tables, upper: Tables) -> Tables:
     return merged
 
 
+MODEL_KEYS = ("engine", "trainer", "mix")
+"""Tables of the top level that a model falls back to."""
 USER_KEYS = {
-    *("rounds", "seed", "batch_prompts", "prompts", "model", "engine", "warmup", "trainer"),
-    *("track", "models", "evaluate", "gate", "budget", "checkpoints", *ROLES),
+    *("rounds", "seed", "batch_prompts", "prompts", "model", "warmup", "track", "models"),
+    *("evaluate", "gate", "budget", "checkpoints", *ROLES, *MODEL_KEYS),
 }
 
 
@@ -336,19 +118,31 @@ def expand(tables: Tables) -> Tables:
     top_track = top_roles | {key: tables[key] for key in ("prompts",) if key in tables}
     tracks = {"main": top_track}
     tracks |= {name: merge(top_track, track) for name, track in tables.get("track", {}).items()}
-    top_model = {key: tables[key] for key in ("engine", "trainer")}
+    top_model = {key: tables[key] for key in MODEL_KEYS if key in tables}
     models = {"policy": merge(top_model, tables["model"])}
     models |= {name: merge(top_model, model) for name, model in tables.get("models", {}).items()}
-    evaluate = merge({"proposer": tables["proposer"]}, tables["evaluate"])
-    if isinstance(evaluate.get("judge"), str):
-        evaluate["judge"] = {"use": evaluate["judge"]}
     rest = ("rounds", "seed", "batch_prompts", "gate", "budget", "checkpoints")
     return {key: tables[key] for key in rest if key in tables} | {
         "track": tracks,
         "models": models,
-        "evaluate": evaluate,
+        "evaluate": _evaluate(merge({"proposer": tables["proposer"]}, tables["evaluate"])),
         "warmup": _warmup(tables),
     }
+
+
+def _evaluate(own: Tables) -> Tables:
+    """What suites and anchors leave out, the table around them says."""
+    if isinstance(own.get("judge"), str):
+        own["judge"] = {"use": own["judge"]}
+    if isinstance(own.get("anchors"), dict):
+        own["anchors"] = merge({"proposer": own["proposer"], "generator": ANSWERED}, own["anchors"])
+    if isinstance(suites := own.get("suite"), dict):
+        above = {"judge": own.get("judge")}
+        own["suite"] = {
+            name: merge(above, suite) if isinstance(suite, dict) else suite
+            for name, suite in suites.items()
+        }
+    return own
 
 
 def _warmup(tables: Tables) -> Tables | None:
@@ -363,9 +157,13 @@ def _warmup(tables: Tables) -> Tables | None:
 
 
 def _warmup_table(tables: Tables) -> Tables:
+    table = tables.get("warmup", {})
     top = {key: tables[key] for key in (*ROLES, "prompts", "trainer") if key in tables}
-    own = {key: value for key, value in tables.get("warmup", {}).items() if key != "when"}
-    return merge(top, own)
+    own = {key: value for key, value in table.items() if key not in ("when", "track")}
+    first = merge(top, own)
+    trainer = first.pop("trainer")
+    named = {name: merge(first, track) for name, track in table.get("track", {}).items()}
+    return {"track": {"warmup": first, **named}, "trainer": trainer}
 
 
 def _must_be_tables(tables: Tables) -> None:
@@ -374,8 +172,11 @@ def _must_be_tables(tables: Tables) -> None:
             tables[key] = {"use": tables[key]}
         if not isinstance(tables.get(key, {}), dict):
             raise UserError(f"{key} is a table, found {tables[key]!r}")
-    for key in ("track", "models"):
-        for name, table in tables.get(key, {}).items():
+    for key in ("track", "models", "warmup.track"):
+        found: Any = tables
+        for part in key.split("."):
+            found = found.get(part, {})
+        for name, table in found.items() if isinstance(found, dict) else [("", found)]:
             if not isinstance(table, dict):
                 raise UserError(f"{key}.{name} is a table, found {table!r}")
 
@@ -386,7 +187,7 @@ def validate(expanded: Tables) -> Config:
         return Config.model_validate(expanded)
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
+        place = _spoken(".".join(str(part) for part in first["loc"]))
         if first["type"] == "extra_forbidden":
             raise unknown("setting", place, _setting_names(first["loc"][:-1])) from None
         if place.endswith(".[key]"):
@@ -403,6 +204,11 @@ def validate(expanded: Tables) -> Config:
         raise UserError(f"{place or 'configuration'}: {said}{found}") from None
 
 
+def _spoken(place: str) -> str:
+    """A setting as a file names it: the warm-up's own track goes without its name."""
+    return place.replace("warmup.track.warmup.", "warmup.", 1)
+
+
 def _short(value: Any) -> str:
     written = repr(value)
     return written if len(written) <= 60 else written[:57] + "..."
@@ -410,15 +216,14 @@ def _short(value: Any) -> str:
 
 def _setting_names(place: tuple[Any, ...]) -> list[str]:
     """The dotted names of all settings beside the one at `place`."""
-    kinds: dict[str, type[Frozen]] = {
-        "track": Track,
-        "models": Model,
-        "warmup": Warmup,
-        "evaluate": Evaluate,
-    }
-    kinds |= {"gate": Gate, "budget": Budget, "checkpoints": Checkpoints}
-    kind = kinds.get(str(place[0]), Config) if place else Config
-    return [".".join([*map(str, place), name]) for name in kind.model_fields]
+    kind: Any = Config
+    for part in place:
+        fields = getattr(kind, "model_fields", None)
+        kind = fields[part].annotation if fields and part in fields else kind
+        # Of a dict and of what may be None, the tables inside.
+        inside = [each for each in get_args(kind) if isinstance(each, type)]
+        kind = next((each for each in inside if issubclass(each, BaseModel)), kind)
+    return [_spoken(".".join([*map(str, place), name])) for name in kind.model_fields]
 
 
 def _parse(path: Path) -> Tables:
@@ -426,6 +231,8 @@ def _parse(path: Path) -> Tables:
         raise UserError(f"no configuration file {path}")
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not TOML: {error}") from None
     return cast(Tables, _resolved(tables, path.resolve().parent))
@@ -443,8 +250,10 @@ def _resolved(tables: Any, base: Path, place: tuple[str, ...] = ()) -> Any:
     if not (key == "path" or key.endswith("_path")) or (of_model and tables in ("embedded", "")):
         return tables
     path = base / Path(tables).expanduser()
-    # Of a model, what is no folder may be a name on the Hub.
-    return tables if of_model and not path.exists() else str(path)
+    # Of a model or of data, what is not here may be a name on the Hub.
+    named = key == "path" and re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", tables)
+    of_hub = of_model or (named and Path(tables).suffix.lower() not in FILES)
+    return tables if of_hub and not path.exists() else str(path)
 
 
 def _assigned(assignment: str) -> Tables:
@@ -461,7 +270,3 @@ def _assigned(assignment: str) -> Tables:
     for part in reversed(key.strip().split(".")):
         value = {part: value}
     return dict(_resolved(value, Path.cwd()))
-
-
-def _digest(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-from loop.config import Config, Role
 from loop.progress import Progress
+from loop.settings import Config, Role
 from roles.protocols import Engine, Policy
+from store import checkpoints
 from store.database import Store
 from store.records import (
     Call,
@@ -36,7 +37,8 @@ class Context:
     progress: Progress
     stopping: Callable[[], bool]
     seconds: dict[str, float] = field(default_factory=dict)
-    _open: tuple[int, Policy] | None = None
+    _open: tuple[Path, Policy] | None = None
+    _frozen: dict[str, Checkpoint] = field(default_factory=dict)
 
     @property
     def root(self) -> Path:
@@ -47,14 +49,21 @@ class Context:
 
     def policy(self, checkpoint: Checkpoint) -> Policy:
         """The checkpoint as a policy; the one that was open before is closed."""
-        if self._open is None or self._open[0] != checkpoint.id:
+        if self._open is None or self._open[0] != checkpoint.path:
             self.close_policy()
             engine = cast(Engine, self.role(self.config.models[checkpoint.model].engine))
             policy = engine.open(checkpoint)
             if not isinstance(policy, Policy):
                 raise RuntimeError(f"engine {type(engine).__name__} opened {policy!r}, no policy")
-            self._open = (cast(int, checkpoint.id), policy)
+            self._open = (checkpoint.path, policy)
         return self._open[1]
+
+    def frozen(self, path: str) -> Checkpoint:
+        """A judge's model that the run does not improve; the first model's engine opens it."""
+        if path not in self._frozen:
+            model = next(iter(self.config.models))
+            self._frozen[path] = checkpoints.measure(checkpoints.locate(path), model)
+        return self._frozen[path]
 
     def close_policy(self) -> None:
         if self._open is not None:

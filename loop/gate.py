@@ -7,9 +7,11 @@ most of the noise is in which prompts were drawn.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
 
-from loop.config import Config, Gate
 from loop.measure import bootstrap
+from loop.settings import Config, Gate
 from store.database import Store
 from store.records import Checkpoint, CheckpointStatus, Decision, DecisionKind, Round
 
@@ -17,10 +19,30 @@ Scores = dict[int, list[float]]
 """Prompt id -> scores of its sampled answers."""
 
 
+@dataclass(frozen=True)
+class Guard:
+    """What must not fall: the differences from what it is compared with, one an item."""
+
+    name: str
+    differences: Sequence[float]
+    max_fall: float
+    below: str
+    """What it is compared with."""
+
+
 def decide(
-    rule: Gate, checkpoint: Checkpoint, incumbent: Checkpoint, new: Scores, old: Scores, seed: int
+    rule: Gate,
+    checkpoint: Checkpoint,
+    incumbent: Checkpoint,
+    new: Scores,
+    old: Scores,
+    seed: int,
+    guards: Sequence[Guard] = (),
 ) -> Decision:
-    """Accept, reject or undecided, with the numbers it hangs on."""
+    """Accept, reject or undecided, with the numbers it hangs on.
+
+    new, old: of the checkpoint and the incumbent. A guard that gave way rejects first.
+    """
     seen: dict[str, float] = {}
 
     def decided(decision: DecisionKind, by: str, reason: str) -> Decision:
@@ -36,6 +58,15 @@ def decide(
 
     if checkpoint.status == "diverged":
         return decided("reject", "diverged", "training met a loss or gradient that is not finite")
+    for guard in guards:
+        fall, lowest, highest = bootstrap(guard.differences, rule.resamples, seed)
+        if highest < -guard.max_fall:
+            seen |= {"gain": fall, "low": lowest, "high": highest, "max_fall": guard.max_fall}
+            fell = f"{guard.name} fell by {-fall:.3f}"
+            if len(guard.differences) > 1:
+                fell += f" [{-highest:.3f}, {-lowest:.3f}] on {len(guard.differences)} items"
+            allowed = f"{guard.max_fall:g} is allowed"
+            return decided("reject", "guard", f"{fell} below {guard.below}; {allowed}")
     paired = sorted(new.keys() & old.keys())
     if not paired:
         return decided("reject", "unscored", "no held-out prompt has a score on both sides")
@@ -51,9 +82,14 @@ def decide(
         "min_gain": rule.min_gain,
     }
     by, interval = "paired bootstrap", f"gain {gain:+.3f} [{low:+.3f}, {high:+.3f}]"
-    interval += f" on {len(paired)} prompts"
+    interval += f" on {len(paired)} {'prompts' if rule.by == 'held_out' else 'items'}"
+    if len(paired) == 1:  # one number a side has no interval
+        by, interval = "difference", f"gain {gain:+.3f}"
+    if rule.by != "held_out":
+        by, interval = f"{by} of {rule.by}", f"{rule.by}: {interval}"
     if low > rule.min_gain:
-        return decided("accept", by, f"{interval}: the lower bound passes {rule.min_gain:g}")
+        bound = "it" if len(paired) == 1 else "the lower bound"
+        return decided("accept", by, f"{interval}: {bound} passes {rule.min_gain:g}")
     if high < 0:
         return decided("reject", by, f"{interval}: worse than the incumbent")
     then = "goes on with it" if rule.undecided == "keep" else "goes on from the incumbent"
@@ -114,6 +150,50 @@ def is_success(decision: Decision) -> bool:
 def _complete(rounds: Sequence[Round], config: Config) -> bool:
     done = rounds[-1].status != "running" and rounds[-1].number >= config.rounds
     return config.rounds > 0 and done
+
+
+def heard(store: Store, config: Config, checkpoint: Checkpoint) -> Scores:
+    """What the gate compares of a checkpoint: prompt -> scores, or place -> a command's item."""
+    id = cast(int, checkpoint.id)
+    if config.gate.by == "held_out":
+        return store.scores(id, "gate", config.evaluate.judge.label)
+    name, _, metric = config.gate.by.partition(".")
+    return {place: [item] for place, item in enumerate(_items(store, id, name, metric))}
+
+
+def guards(
+    store: Store, config: Config, checkpoint: Checkpoint, incumbent: Checkpoint
+) -> list[Guard]:
+    """What must not fall in a checkpoint: old skills, and what commands guard.
+
+    Skills are compared with those that the rounds began from, so that many small losses count.
+    """
+    new, old = cast(int, checkpoint.id), cast(int, incumbent.id)
+    beginning = store.beginning(checkpoint.model)
+    found = []
+    for name, suite in config.evaluate.suite.items():
+        before, after = (
+            store.scores(cast(int, each.id), "gate", suite.judge.label, name, "greedy")
+            for each in (beginning, checkpoint)
+        )
+        both = sorted(after.keys() & before.keys())
+        paired = [_mean(after[key]) - _mean(before[key]) for key in both]
+        if paired:
+            found.append(Guard(name, paired, suite.max_fall, "what the rounds began from"))
+    for name, command in config.evaluate.command.items():
+        if command.guard is not None:
+            sides = (_items(store, each, name, command.guard) for each in (new, old))
+            paired = [after - before for after, before in zip(*sides, strict=False)]
+            label = f"{name}.{command.guard}"
+            found.append(Guard(label, paired, command.max_fall, "the incumbent"))
+    return found
+
+
+def _items(store: Store, checkpoint_id: int, name: str, metric: str) -> Sequence[float]:
+    """A command's metric, item by item if it said so."""
+    measured = store.evaluations(checkpoint_id)
+    one = next(each for each in measured if (each.suite, each.metric) == (name, metric))
+    return [one.value] if one.items is None else one.items
 
 
 def _decisions(store: Store) -> list[dict[str, object]]:

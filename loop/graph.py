@@ -19,27 +19,12 @@ from langgraph.runtime import Runtime
 
 from loop import gate as rules
 from loop.context import STAGES, Context, Rows, StoredHistory
+from loop.evaluation import ask, hold_out, measure_checkpoint, questions, under_test
+from loop.mixing import learned_from
 from loop.retention import tidy
-from loop.work import (
-    EVALUATED,
-    HELD_OUT,
-    add_bases,
-    answer_held_out,
-    checked,
-    hold_out,
-    judge_asked,
-    measure_checkpoint,
-    sample,
-    train_model,
-    under_test,
-)
+from loop.work import add_bases, checked, judge_asked, sample, say_flat, train_model
 from roles.protocols import Filter, Generator, Policy, Proposer
-from store.records import (
-    Example,
-    Group,
-    Prompt,
-    Round,
-)
+from store.records import Checkpoint, Decision, Example, Group, Prompt, Round
 
 NO_STEP_LIMIT = 1 << 62
 """LangGraph counts steps against a limit that is meant for agents; a run has its own rules."""
@@ -92,12 +77,8 @@ def after_filter(state: State, runtime: Runtime[Context]) -> str:
 
 def after_evaluate(state: State, runtime: Runtime[Context]) -> str:
     context, round = _at(state, runtime)
-    left = any(
-        context.store.unsampled(*Rows(round, each.model, purpose).key)
-        for each in under_test(context, round)
-        for purpose in EVALUATED
-    )
-    return END if left else "gate"
+    made = under_test(context, round)
+    return "gate" if all(context.store.evaluations(each.id or 0) for each in made) else END
 
 
 def _at(state: State, runtime: Runtime[Context]) -> tuple[Context, Round]:
@@ -168,7 +149,10 @@ def judge(state: State, runtime: Runtime[Context]) -> None:
     tracks = context.config.tracks(round.number)
     with context.stage(round, "judge", sum(track.prompts for track in tracks.values())):
         for name, track in tracks.items():
-            judge_asked(context, Rows(round, name, "train"), track.judge, track.model)
+            rows = Rows(round, name, "train")
+            judge_asked(context, rows, track.judge, track.model)
+            if round.number > 0:  # a warm-up imitates what came with the data
+                say_flat(context, rows, track.judge)
 
 
 def filter(state: State, runtime: Runtime[Context]) -> None:
@@ -217,12 +201,10 @@ def train(state: State, runtime: Runtime[Context]) -> None:
     config = context.config
     with context.stage(round, "train", 0):
         for model in config.models:
-            tracks = [
-                name for name, each in config.tracks(round.number).items() if each.model == model
-            ]
-            examples = context.store.examples(cast(int, round.id), tracks)
             made = context.store.checkpoints(model, cast(int, round.id))
-            if examples and not any(each.parent_id is not None for each in made):
+            if any(each.parent_id is not None and each.status != "merged" for each in made):
+                continue
+            if examples := learned_from(context, round, model):
                 context.close_policy()
                 train_model(context, round, model, examples)
 
@@ -230,21 +212,16 @@ def train(state: State, runtime: Runtime[Context]) -> None:
 def evaluate(state: State, runtime: Runtime[Context]) -> None:
     """Answers of this round's checkpoints to held-out prompts, judged by the fixed judge."""
     context, round = _at(state, runtime)
-    held_out = {split: context.store.prompts(split) for split in HELD_OUT}
-    prompts = [prompt for split in HELD_OUT for prompt in held_out[split]]
-    made = under_test(context, round)
-    with context.stage(round, "evaluate", 4 * len(prompts) * len(made)):
-        for checkpoint in made:
-            if context.store.evaluations(cast(int, checkpoint.id)):
-                continue
-            for purpose in EVALUATED:
-                rows = Rows(round, checkpoint.model, purpose)
-                if not context.store.is_asked(*rows.key):
-                    context.store.ask(*rows.key, prompts, context.config.batch_prompts)
-                answer_held_out(context, rows, checkpoint)
-                if context.store.unsampled(*rows.key):
-                    return
-                judge_asked(context, rows, context.config.evaluate.judge, checkpoint.model)
+    left = [
+        (checkpoint, list(questions(context, round, checkpoint)))
+        for checkpoint in under_test(context, round)
+        if not context.store.evaluations(cast(int, checkpoint.id))
+    ]
+    steps = [len(each.prompts) * (1 + len(each.judges)) for _, asked in left for each in asked]
+    with context.stage(round, "evaluate", sum(steps)):
+        for checkpoint, asked in left:
+            if not all(ask(context, each, checkpoint) for each in asked):
+                return  # the budget is spent
             found = measure_checkpoint(context, round, checkpoint)
             context.store.add_evaluations(cast(int, round.id), cast(int, checkpoint.id), found)
 
@@ -255,7 +232,6 @@ def gate(state: State, runtime: Runtime[Context]) -> None:
     store, config = context.store, context.config
     if round.status != "running":
         return
-    label = config.evaluate.judge.label
     decisions, statuses = [], {}
     with context.stage(round, "gate", 0):
         newest = {each.model: each for each in store.checkpoints(round_id=round.id)}
@@ -264,18 +240,26 @@ def gate(state: State, runtime: Runtime[Context]) -> None:
             if round.number == 0:
                 decision = rules.first(checkpoint, incumbent)
             else:
-                new, old = (
-                    store.scores(cast(int, each.id), "gate", label)
-                    for each in (checkpoint, incumbent)
-                )
-                seed = context.call(round, model, "gate").seed_for("bootstrap")
-                decision = rules.decide(config.gate, checkpoint, incumbent, new, old, seed)
+                decision = _compare(context, round, checkpoint, incumbent)
             decisions.append(decision)
             statuses[cast(int, checkpoint.id)] = rules.status_after(config.gate, decision)
     store.close_round(cast(int, round.id), "done", decisions, statuses)
     for each in decisions:
         context.progress.say(f"round {round.number}  {each.model}: {each.decision}, {each.reason}")
     tidy(context)
+
+
+def _compare(
+    context: Context, round: Round, checkpoint: Checkpoint, incumbent: Checkpoint
+) -> Decision:
+    store, config = context.store, context.config
+    seed = context.call(round, checkpoint.model, "gate").seed_for("bootstrap")
+    measured = checkpoint.status != "diverged"
+    new, old = (
+        rules.heard(store, config, each) if measured else {} for each in (checkpoint, incumbent)
+    )
+    guards = rules.guards(store, config, checkpoint, incumbent) if measured else []
+    return rules.decide(config.gate, checkpoint, incumbent, new, old, seed, guards)
 
 
 NODES: dict[str, Callable[[State, Runtime[Context]], None]] = {

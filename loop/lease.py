@@ -73,14 +73,13 @@ def held(store: Store, *, renewed_every_s: float = RENEWED_EVERY_S) -> Iterator[
     lost, done = threading.Event(), threading.Event()
 
     def renew() -> None:
-        renewed = True
-        try:
-            while renewed and not done.wait(renewed_every_s):
-                renewed = False
-                renewed = store.renew_lease(name)
-        finally:
-            if not renewed:
-                lost.set()
+        while not done.wait(renewed_every_s):
+            # A full disk, say: the work itself will meet it. Whether another process took over
+            # is seen when it can be asked again.
+            with suppress(SQLAlchemyError, UserError):
+                if not store.renew_lease(name):
+                    lost.set()
+                    return
 
     thread = threading.Thread(target=renew, name="lease", daemon=True)
     thread.start()

@@ -7,7 +7,10 @@ resampling prompts, because the answers to one prompt are not independent.
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from itertools import combinations
 
 import numpy
 
@@ -30,12 +33,75 @@ def bootstrap(values: Sequence[float], resamples: int, seed: int) -> tuple[float
     return float(drawn.mean()), float(low), float(high)
 
 
+def judging(
+    model: str,
+    truth: Sequence[Answer],
+    judged: Sequence[Answer],
+    variances: Sequence[float],
+    judge: str,
+    seed: int,
+) -> list[Evaluation]:
+    """How well a judge tells answers of known worth apart, and how much it says at all.
+
+    truth, judged: the same answers in the same order, as the fixed judge and as `judge` scored
+    them. agreement: of the pairs of answers to one prompt that differ in truth, the share that
+    the judge puts in that order, ties counting half; 0.5 is a coin. modal: the share of its
+    commonest score; 1 is a judge that says the same of everything. variance: mean of the votes'
+    variances. unscored: the share without a score.
+    """
+    known, said = (by_prompt(each, "anchor", greedy=False) for each in (truth, judged))
+    per_prompt: dict[str, Sequence[float | None]] = {
+        "agreement": [_agreement(*each) for each in zip(known, said, strict=True)],
+        "score": [mean_score(group) for group in said],
+        "unscored": [_mean(each.score is None for each in group) for group in said],
+        "variance": variances,
+    }
+    found = [
+        _evaluation(model, "anchor", metric, values, judge, seed)
+        for metric, values in per_prompt.items()
+    ]
+    scores = Counter(each.score for group in said for each in group if each.score is not None)
+    if scores:
+        modal = scores.most_common(1)[0][1] / scores.total()
+        found.append(
+            Evaluation(
+                model=model,
+                split="anchor",
+                metric="modal",
+                value=modal,
+                n=scores.total(),
+                judge=judge,
+            )
+        )
+    return [replace(each, suite="judge") for each in found if each is not None]
+
+
+def _agreement(truth: Sequence[Answer], judged: Sequence[Answer]) -> float | None:
+    both = [
+        (real.score, said.score)
+        for real, said in zip(truth, judged, strict=True)
+        if real.score is not None and said.score is not None
+    ]
+    pairs = [
+        0.5 + 0.5 * _sign(real - other_real) * _sign(said - other_said)
+        for (real, said), (other_real, other_said) in combinations(both, 2)
+        if real != other_real
+    ]
+    return _mean(pairs) if pairs else None
+
+
+def _sign(difference: float) -> int:
+    return (difference > 0) - (difference < 0)
+
+
 def measure(
     model: str, split: Split, answers: Sequence[Answer], judge: str, seed: int
 ) -> list[Evaluation]:
     """Accuracy (the share of answers scored exactly 1), score, length, distinctness and more, of
     the answers to prompts of `split`."""
     sampled = by_prompt(answers, split, greedy=False)
+    if not sampled:  # a suite is answered greedily alone
+        sampled = by_prompt(answers, split, greedy=True)
     per_prompt: dict[str, Sequence[float | None]] = {
         "accuracy_greedy": [_right(group) for group in by_prompt(answers, split, greedy=True)],
         "accuracy_sampled": [_right(group) for group in sampled],

@@ -12,9 +12,10 @@ from typing import Any
 
 from rich.console import Console
 
-from loop.config import Config, Evaluate, Track
+from loop import space
 from loop.report import Table
 from loop.screen import columns, line, put
+from loop.settings import Config, Evaluate, Track
 from store import checkpoints
 from store.records import Sampling
 
@@ -30,20 +31,18 @@ ASSUMED = (
     f"{ALIKE} between answers to one prompt, prompts equally hard for both checkpoints"
 )
 COUNTS = ("prompts", "candidates", "generated_tokens")
-SIDE_BY_SIDE = 3
-"""Checkpoints on disk beside the last ones: the incumbent, the best, the one being written."""
 
 
 def plan(config: Config, roles: Mapping[int, Any]) -> Table:
-    """{rounds (0: until stopped), warmup, tracks, evaluation, generated_tokens, budget, gate,
-    disk, models}. A track has name, model, prompts, candidates and generated_tokens, None where
-    the generator does not say. `roles` are those that load_roles made of `config`.
+    """{rounds (0: until stopped), warmup [track], tracks [track], evaluation, generated_tokens,
+    budget, gate, disk, models}. A track has name, model, prompts, candidates and
+    generated_tokens, None where the generator does not say. `roles` are what load_roles made.
     """
     tracks = [_track(name, each, roles) for name, each in config.track.items()]
-    warmup = None if config.warmup is None else _track("warmup", config.warmup, roles)
+    warmup = [_track(name, each, roles) for name, each in config.tracks(0).items()]
     evaluation = _evaluation(config.evaluate, len(config.models))
     a_round = _sum([each["generated_tokens"] for each in [*tracks, evaluation]])
-    first = _sum([warmup["generated_tokens"] if warmup else 0, evaluation["generated_tokens"]])
+    first = _sum([each["generated_tokens"] for each in [*warmup, evaluation]])
     return {
         "rounds": config.rounds,
         "warmup": warmup,
@@ -66,7 +65,7 @@ def plan(config: Config, roles: Mapping[int, Any]) -> Table:
             {"model": name, "path": each.path, "bytes": _bytes(each.path)}
             for name, each in config.models.items()
         ],
-        "disk": _disk(config),
+        "disk": space.needed(config, roles).total,
     }
 
 
@@ -107,11 +106,13 @@ def _track(name: str, track: Track, roles: Mapping[int, Any]) -> Table:
 def _evaluation(evaluate: Evaluate, models: int) -> Table:
     prompts = evaluate.gate_prompts + evaluate.test_prompts
     candidates = models * prompts * (evaluate.samples + 1)
+    suites = evaluate.suite.values()
     return {
         "judge": evaluate.judge.use,
-        "prompts": prompts,
-        "candidates": candidates,
-        "generated_tokens": candidates * evaluate.max_tokens,
+        "prompts": prompts + sum(each.prompts for each in suites),
+        "candidates": candidates + models * sum(each.prompts for each in suites),
+        "generated_tokens": candidates * evaluate.max_tokens
+        + models * sum(each.prompts * each.max_tokens for each in suites),
     }
 
 
@@ -127,15 +128,8 @@ def _bytes(path: str) -> int | None:
     return sum(file.stat().st_size for file in checkpoints.locate(path).rglob("*.safetensors"))
 
 
-def _disk(config: Config) -> int | None:
-    """Bytes of checkpoints that lie on disk at once, at most."""
-    sizes = [_bytes(each.path) for each in config.models.values()]
-    one = _sum(list(sizes))
-    return None if one is None else one * (config.checkpoints.keep_last + SIDE_BY_SIDE)
-
-
 def view(console: Console, found: Table) -> None:
-    tracks = ([found["warmup"]] if found["warmup"] else []) + found["tracks"]
+    tracks = found["warmup"] + found["tracks"]
     grid = columns("track", "model", "prompts", "candidates", "tokens at most", right=(2, 3, 4))
     for each in tracks:
         cells = (each["name"], each["model"], *(_count(each[key]) for key in COUNTS))
@@ -157,18 +151,8 @@ def view(console: Console, found: Table) -> None:
         f"prompts x {gate['samples']} answers a side",
     )
     line(console, f"  assumed: {gate['assumed']}")
-    disk = "not known before the model is there"
-    line(
-        console, f"disk for checkpoints: {disk if found['disk'] is None else _size(found['disk'])}"
-    )
+    line(console, f"disk: {space.shown(found['disk'])} at most, checkpoints and database")
 
 
 def _count(value: int | None) -> str:
     return "not known" if value is None else f"{value:,}"
-
-
-def _size(size: int) -> str:
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if size >= scale:
-            return f"{size / scale:,.1f} {unit}"
-    return f"{size} bytes"

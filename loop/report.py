@@ -126,7 +126,7 @@ def _stage_progress(store: Store, run: Run, round: Round) -> tuple[Any, Any, str
     """(done, total, unit) of the stage that the round is in. None where nothing is counted."""
     config, counts = run.config, training_counts(round)
     keys = [key for key in round.counts if key.startswith("train:")]
-    tracks = len(config["track"]) if round.number else int(config["warmup"] is not None)
+    tracks = len((config if round.number else config["warmup"] or {}).get("track", {}))
     if round.stage == "propose":
         return len(keys), tracks, "tracks"
     if round.stage == "generate":

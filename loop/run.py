@@ -10,14 +10,11 @@ import json
 import os
 import platform
 import shutil
-import signal
 import sys
-import threading
-import time
 import traceback
 import uuid
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import version
@@ -28,10 +25,10 @@ from typing import Any
 from sqlalchemy.exc import SQLAlchemyError
 
 from loop import config as configuration
-from loop import lease, names
-from loop.config import Config, Role
+from loop import failures, lease, names, settings, stopping
+from loop.casting import load_roles as load_roles
 from loop.progress import Progress
-from roles import plugins
+from loop.settings import Config
 from store import checkpoints
 from store.database import Store
 from store.errors import UserError
@@ -39,7 +36,6 @@ from store.records import Decision, Run, RunStatus
 
 DATABASE = "loop.db"
 PACKAGES = ("ratchet-loop", "torch", "transformers", "trl", "langgraph", "sqlmodel")
-ASKED_EVERY_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -49,6 +45,10 @@ class Outcome:
     code: int
     status: RunStatus
     reason: str
+    place: str = ""
+    """What was under way, of a run that did not end: "train of round 2". Empty: not known."""
+    trace: str = ""
+    """Where a failure that is told in a sentence came from: the log has it as well."""
 
 
 def find_run(given: Path | None, runs: Path) -> Path:
@@ -101,6 +101,7 @@ def begin(config: Config, runs: Path, name: str) -> Path:
     while root.exists():
         number += 1
         root = runs / f"{stem}-{number}"
+    new = [each for each in root.parents if not each.exists()]
     try:
         for folder in (root, root / "checkpoints", root / "logs"):
             folder.mkdir(parents=True)
@@ -117,8 +118,11 @@ def begin(config: Config, runs: Path, name: str) -> Path:
             )
         )
         store.close()
-    except (OSError, SQLAlchemyError) as error:
+    except (OSError, SQLAlchemyError, UserError) as error:
         shutil.rmtree(root, ignore_errors=True)
+        with suppress(OSError):  # somebody else may have begun a run there meanwhile
+            for each in new:
+                each.rmdir()
         raise UserError(f"cannot make a run directory under {runs}: {error}") from error
     return root
 
@@ -129,7 +133,7 @@ def update(root: Path, config: Config) -> list[dict[str, Any]]:
     Raises UserError when the change makes another run.
     """
     changes = configuration.differences(stored_config(root), config)
-    other = [each for each in changes if not configuration.operational(each["key"])]
+    other = [each for each in changes if not settings.operational(each["key"])]
     if other:
         told = "; ".join(f"{each['key']}: {each['from']} -> {each['to']}" for each in other)
         raise UserError(
@@ -140,7 +144,10 @@ def update(root: Path, config: Config) -> list[dict[str, Any]]:
         store = Store(root / DATABASE)
         store.change_config(config.model_dump(mode="json"), changes)
         store.close()
-        _write_config(root, config)
+        try:
+            _write_config(root, config)
+        except OSError as error:
+            raise UserError(f"cannot write {root / 'config.json'}: {error.strerror}") from error
     return changes
 
 
@@ -148,39 +155,6 @@ def _write_config(root: Path, config: Config) -> None:
     made = root / "config.json.new"
     made.write_text(json.dumps(config.model_dump(mode="json"), indent=2) + "\n")
     made.replace(root / "config.json")
-
-
-def load_roles(config: Config) -> dict[int, Any]:
-    """Every role the configuration names, made and checked: id() of its table -> the role.
-
-    Raises UserError for the first that cannot be made.
-    """
-    wanted: list[tuple[str, Role]] = [
-        ("judge", config.evaluate.judge),
-        ("proposer", config.evaluate.proposer),
-    ]
-    tracks = [*config.track.values(), *([] if config.warmup is None else [config.warmup])]
-    for track in tracks:
-        wanted += [(role, getattr(track, role)) for role in configuration.ROLES]
-    for model in config.models.values():
-        wanted += [("engine", model.engine), ("trainer", model.trainer)]
-        if model.path != "embedded":
-            checkpoints.locate(model.path)
-    if config.warmup is not None:
-        wanted.append(("trainer", config.warmup.trainer))
-    for role, table in wanted:
-        _check_model(config, role, table)
-    return {id(table): plugins.load(role, table.use, table.options) for role, table in wanted}
-
-
-def _check_model(config: Config, role: str, table: Role) -> None:
-    known = ["round", *(f"model:{name}" for name in config.models)]
-    if table.model is not None and role != "judge":
-        raise UserError(f"{role} {table.use!r} has no option 'model'; only a judge asks a model")
-    if table.model is not None and table.model not in known:
-        raise UserError(
-            f"judge {table.use!r} asks the model {table.model!r}; there are: {', '.join(known)}"
-        )
 
 
 def versions() -> dict[str, str]:
@@ -198,7 +172,8 @@ def drive(root: Path, progress: Progress, roles: dict[int, Any], config: Config)
     """Drive a run until a rule ends it, somebody stops it or a stage fails.
 
     `roles` are those that load_roles made of `config`, which is the run's own.
-    Raises UserError when what the user gave turns out to be wrong.
+    Raises UserError when what the user gave turns out to be wrong before anything was asked, and
+    when another process takes the run over.
     """
     for key in ("LANGSMITH_TRACING", "LANGSMITH_TRACING_V2", "LANGCHAIN_TRACING_V2"):
         os.environ[key] = "false"
@@ -206,7 +181,7 @@ def drive(root: Path, progress: Progress, roles: dict[int, Any], config: Config)
 
     store = Store(root / DATABASE)
     try:
-        with lease.held(store) as lost, _signals() as signals:
+        with lease.held(store) as lost, stopping.signals() as signals:
             _refuse_changed_weights(store, config)
             store.note_versions(versions())
             context = Context(
@@ -214,7 +189,7 @@ def drive(root: Path, progress: Progress, roles: dict[int, Any], config: Config)
                 config=config,
                 roles=roles,
                 progress=progress,
-                stopping=_stopping(store, lost, signals, progress),
+                stopping=stopping.asked(store, lost, signals, progress),
             )
             store.set_status("running")
             try:
@@ -254,79 +229,59 @@ def _drive(context: Any) -> Outcome:
         store.set_status(status, ending)
         return Outcome(0 if status == "done" else 3, status, ending.reason)
     except KeyboardInterrupt:
-        store.set_status("interrupted")
-        return Outcome(130, "interrupted", "interrupted; what was committed is kept")
-    except UserError:
-        store.set_status("failed")
-        raise
-    except (Exception, SystemExit):  # noqa: BLE001 - shown whole, and the run stops, code 4
-        shown = traceback.format_exc()
-        try:
-            store.set_status("failed")
-        except (SQLAlchemyError, UserError) as error:  # a full disk, say: then the lease tells
-            shown += f"\nand its status could not be written: {error}"
-        return Outcome(4, "failed", shown)
+        place = _leave(store, "interrupted")
+        return Outcome(130, "interrupted", "interrupted; what was committed is kept", place)
+    except stopping.TakenOver:
+        raise  # how the run stands is for the other process to say
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - told or shown whole, code 4
+        return _failed(store, config, error)
+
+
+def _failed(store: Store, config: Config, error: BaseException) -> Outcome:
+    """What a stage failed of: a sentence where somebody can mend it, else the whole traceback.
+
+    Raises UserError while there is nothing to lose: it is then a mistake like any other.
+    """
+    trace = "".join(traceback.format_exception(error))
+    told = failures.cause(error, store, config)
+    if told is not None and not _began(store):
+        raise UserError(told) from error
+    place = _leave(store, "failed")
+    return Outcome(4, "failed", told or trace, place, trace if told else "")
+
+
+def _leave(store: Store, status: RunStatus) -> str:
+    """Say in the store how the run stands, if it can be written. Returns what was under way."""
+    with suppress(SQLAlchemyError, UserError):  # a full disk, say; a dead driver tells as much
+        store.set_status(status)
+    try:
+        rounds = store.rounds()
+    except (SQLAlchemyError, UserError):
+        return ""
+    return f"{rounds[-1].stage} of round {rounds[-1].number}" if rounds else "opening of round 0"
+
+
+def _began(store: Store) -> bool:
+    """Whether a prompt was asked. What cannot be read may be worth something."""
+    try:
+        return bool(store.query("SELECT 1 FROM asked LIMIT 1"))
+    except (SQLAlchemyError, UserError):
+        return True
 
 
 def discard(root: Path) -> None:
-    """Delete a run that never got as far as asking a prompt."""
-    store = Store(root / DATABASE)
-    began = store.query("SELECT 1 FROM asked LIMIT 1")
-    store.close()
-    if not began:
-        shutil.rmtree(root)
-
-
-class Signals:
-    """Plain attributes: a lock taken in a signal handler can be held by the code it broke into."""
-
-    asked = False
-    deaf = False
-
-
-@contextmanager
-def _signals() -> Iterator[Signals]:
-    """The first interrupt asks the run to stop after its batch; the second stops it at once."""
-    signals = Signals()
-
-    def ask(number: int, frame: object) -> None:
-        if signals.deaf:
-            return
-        if signals.asked:
-            signals.deaf = True
-            raise KeyboardInterrupt
-        signals.asked = True
-
-    if threading.current_thread() is not threading.main_thread():
-        yield signals
-        return
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    """Delete a run that never got as far as asking a prompt, unless somebody else drives it."""
     try:
-        yield signals
+        store = Store(root / DATABASE)
+    except (SQLAlchemyError, UserError):
+        return
+    try:
+        found = store.run()
+        kept = _began(store) or (found is not None and lease.is_alive(found))
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _stopping(
-    store: Store, lost: threading.Event, signals: Signals, progress: Progress
-) -> Callable[[], bool]:
-    """Whether the run is to stop: by signal, by `loop stop`. Raises when the lease is lost."""
-    last, said = 0.0, False
-
-    def stopping() -> bool:
-        nonlocal last, said
-        if lost.is_set():
-            raise UserError(f"another process has taken over {store.root}")
-        if not signals.asked and time.monotonic() - last >= ASKED_EVERY_S:
-            last = time.monotonic()
-            signals.asked = store.stop_requested()
-        if signals.asked and not said:
-            said = True
-            progress.say("stopping; what is committed is kept")
-        return signals.asked
-
-    return stopping
+        store.close()
+    if not kept:
+        shutil.rmtree(root)
 
 
 def request_stop(root: Path) -> bool:

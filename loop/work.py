@@ -5,35 +5,32 @@ Every function here can be run twice without harm, because it begins with what i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 from pydantic import TypeAdapter
 
-from loop.config import Config, Role, Track
-from loop.context import Context, Rows, StoredHistory
-from loop.measure import gap, measure
-from roles.protocols import Judge, Policy, Proposer, Trainer
+from loop.context import Context, Rows
+from loop.settings import Config, Role
+from roles.protocols import Judge, Policy, Trainer
 from store import checkpoints
-from store.errors import UserError
 from store.records import (
     Checkpoint,
-    Evaluation,
     Example,
     Group,
     Judgement,
     Prompt,
-    Purpose,
     Round,
     Split,
     Training,
 )
 
-HELD_OUT: tuple[Split, ...] = ("gate", "test")
+FLAT = 0.95
+"""A judge that gives so large a share of its scores alike hardly tells answers apart."""
 TOO_LONG, NO_CANDIDATE = "longer than the context", "no candidate fits the context"
-EVALUATED: tuple[Purpose, ...] = ("sampled", "greedy")
 
 
 def add_bases(context: Context, round: Round) -> None:
@@ -48,9 +45,17 @@ def add_bases(context: Context, round: Round) -> None:
 
 def base_path(root: Path, config: Config, name: str) -> Path:
     """Where a model lies before the run. The embedded one is made on first use."""
-    path = config.models[name].path
+    path, template = config.models[name].path, config.models[name].template_path
     if path != "embedded":
-        return checkpoints.locate(path)
+        found = checkpoints.locate(path)
+        if template is None:
+            return found
+        final = root / "checkpoints" / f"base-{name}"
+        if not final.exists():
+            checkpoints.remove(checkpoints.aside(final))
+            checkpoints.with_template(found, Path(template), checkpoints.aside(final))
+            checkpoints.publish(final)
+        return final
     from roles.policy import embedded
 
     final = root / "checkpoints" / f"embedded-{name}"
@@ -59,25 +64,6 @@ def base_path(root: Path, config: Config, name: str) -> Path:
         embedded.build(checkpoints.aside(final), config.seed)
         checkpoints.publish(final)
     return final
-
-
-def hold_out(context: Context, round: Round) -> None:
-    """Keep prompts for the gate and the test before any is asked for training."""
-    evaluate = context.config.evaluate
-    proposer = cast(Proposer, context.role(evaluate.proposer))
-    policy = context.policy(context.store.incumbent(next(iter(context.config.models))))
-    for split, count in zip(HELD_OUT, (evaluate.gate_prompts, evaluate.test_prompts), strict=True):
-        if context.store.count_prompts(split):
-            continue
-        call = context.call(round, split, "propose")
-        held = proposer.propose(count, split, StoredHistory(context.store), policy, call)
-        held = list(checked(context, held, split, evaluate.proposer.use))
-        if len(held) < count:
-            raise UserError(
-                f"evaluate.{split}_prompts is {count}, and proposer {evaluate.proposer.use!r} "
-                f"gave {len(held)} prompts for it; ask for as many as there are"
-            )
-        context.store.add_prompts(held)
 
 
 def checked(
@@ -129,15 +115,22 @@ def sample(
         context.progress.advance_by(len(groups))
 
 
-def judge_asked(context: Context, rows: Rows, role: Role, model: str) -> None:
-    """Judgements of one judge for every batch that lacks one."""
+def judge_asked(
+    context: Context, rows: Rows, role: Role, model: str, tested: Checkpoint | None = None
+) -> None:
+    """Judgements of one judge for every batch that lacks one.
+
+    tested: the checkpoint under test, which is what a judge that asks the policy then asks.
+    """
     judging = cast(Judge, context.role(role))
     call = context.call(rows.round, rows.track, "judge")
     version = str(getattr(judging, "version", "1"))
     for batch in context.store.unjudged(*rows.key, role.label):
         context.check()
         groups = [group for group in context.store.groups(*rows.key, batch) if group.candidates]
-        asked = _judging_checkpoint(context, role, model)
+        if role.thinking == "hidden":
+            groups = [_without_thinking(group) for group in groups]
+        asked = _judging_checkpoint(context, role, model, tested)
         policy = None if asked is None else context.policy(asked)
         with context.timed("in judge"):
             concluded = judging.judge(groups, policy, call)
@@ -147,11 +140,48 @@ def judge_asked(context: Context, rows: Rows, role: Role, model: str) -> None:
         context.progress.advance_by(len(groups))
 
 
-def _judging_checkpoint(context: Context, role: Role, model: str) -> Checkpoint | None:
+def say_flat(context: Context, rows: Rows, role: Role) -> None:
+    """Say it when a judge gave nearly all answers one score, or hardly any a score."""
+    found = context.store.score_counts(*rows.key, role.label)
+    judged = sum(found.values())
+    if not judged:
+        return
+    told = f"track {rows.track}: judge {role.use}"
+    unscored = found.pop(None, 0)
+    if unscored > judged / 2:
+        context.progress.say(f"{told} gave {unscored:,} of {judged:,} answers no score")
+    if found:
+        score, times = max(found.items(), key=lambda each: each[1])
+        if times >= FLAT * sum(found.values()):
+            context.progress.say(
+                f"{told} gave {score:g} to {times:,} of {judged:,} answers: it hardly tells "
+                "them apart"
+            )
+
+
+def _judging_checkpoint(
+    context: Context, role: Role, model: str, tested: Checkpoint | None
+) -> Checkpoint | None:
     """Whose model the judge asks."""
-    if role.model is None:
-        return None
-    return context.store.incumbent(model if role.model == "round" else role.model[6:])
+    kind, _, name = (role.model or "").partition(":")
+    match kind:
+        case "":
+            return None
+        case "round":
+            return tested or context.store.incumbent(model)
+        case "model":
+            return context.store.incumbent(name)
+    return context.store.beginning(model) if name == "base" else context.frozen(name)
+
+
+THOUGHT = re.compile(r"\A(?:(?!<think>).)*</think>|<think>.*?(?:</think>|\Z)", re.DOTALL)
+"""Also a thought whose beginning the chat template wrote, and one that was cut off."""
+
+
+def _without_thinking(group: Group) -> Group:
+    """The group as a judge sees it to whom thoughts are hidden."""
+    shown = (replace(each, text=THOUGHT.sub("", each.text).strip()) for each in group.candidates)
+    return replace(group, candidates=tuple(shown))
 
 
 def _refuse_others(groups: Sequence[Group], concluded: Sequence[Judgement], judge: str) -> None:
@@ -169,7 +199,9 @@ def _refuse_others(groups: Sequence[Group], concluded: Sequence[Judgement], judg
 def train_model(context: Context, round: Round, model: str, examples: Sequence[Example]) -> None:
     """Train aside, give it its name, store it. A kill between any two is made good here."""
     final = checkpoints.folder(context.root, round.number, model)
-    start = context.store.incumbent(model)
+    own = context.config.models[model]
+    start = _start(context, round, model)
+    reference = start if own.reference == "start" else context.store.beginning(model)
     kept = TypeAdapter(Training)
     if not final.exists():
         context.check()
@@ -178,15 +210,51 @@ def train_model(context: Context, round: Round, model: str, examples: Sequence[E
         trainer = cast(Trainer, context.role(context.config.trainer(round.number, model)))
         call = context.call(round, model, "train")
         with context.timed("in trainer"):
-            training = trainer.train(examples, start, start, part, call)
+            training = trainer.train(examples, start, reference, part, call)
         _refuse_training(training, part, trainer)
         (part / checkpoints.TRAINING).write_bytes(kept.dump_json(training))
         checkpoints.publish(final)
     training = kept.validate_json((final / checkpoints.TRAINING).read_bytes())
     made = checkpoints.measure(final, model, parent_id=start.id)
-    made = replace(made, status=training.status)
+    base_id = start.base_id if start.kind == "adapter" else start.id
+    made = replace(
+        made, status=training.status, base_id=base_id if made.kind == "adapter" else None
+    )
     context.store.add_checkpoint(cast(int, round.id), made, training, examples)
     (final / checkpoints.TRAINING).unlink()
+
+
+def _start(context: Context, round: Round, model: str) -> Checkpoint:
+    """Where the round's training begins."""
+    store, own = context.store, context.config.models[model]
+    if round.number == 0 or own.start_from == "incumbent":
+        start = store.incumbent(model)
+    elif own.start_from == "base":
+        start = store.beginning(model)
+    else:
+        own_round = {each.id for each in store.checkpoints(model, round.id)}
+        earlier = [each for each in store.checkpoints(model) if each.id not in own_round]
+        start = [each for each in earlier if each.status in ("accepted", "rejected")][-1]
+    if start.kind == "adapter" and own.fresh_adapter and round.number > 0:
+        return _merged(context, round, start)
+    return start
+
+
+def _merged(context: Context, round: Round, adapter: Checkpoint) -> Checkpoint:
+    """The adapter merged into its base: a full checkpoint, on which a fresh one is trained."""
+    from roles.policy.adapters import merge
+
+    final = checkpoints.folder(context.root, round.number, f"{adapter.model}-merged")
+    known = [each for each in context.store.checkpoints(adapter.model) if each.path == final]
+    if known:
+        return known[0]
+    if not final.exists():
+        checkpoints.remove(checkpoints.aside(final))
+        # Not in the base's own type: bfloat16 would round small updates away in every round.
+        merge(adapter, checkpoints.aside(final), dtype="float32")
+        checkpoints.publish(final)
+    made = checkpoints.measure(final, adapter.model, parent_id=adapter.id)
+    return context.store.add_checkpoint(cast(int, round.id), replace(made, status="merged"))
 
 
 def _refuse_training(training: Training, part: Path, trainer: Trainer) -> None:
@@ -196,50 +264,12 @@ def _refuse_training(training: Training, part: Path, trainer: Trainer) -> None:
         wrong = f"returned {type(training).__name__}, not a Training"
     elif len({step.step for step in training.steps}) != len(training.steps):
         wrong = "returned two steps of one number"
-    elif training.status == "trained" and not (part / "config.json").is_file():
-        wrong = "said it trained and left no config.json"
+    elif training.status == "trained" and not any(
+        (part / name).is_file() for name in ("config.json", checkpoints.ADAPTER)
+    ):
+        wrong = f"said it trained and left no config.json and no {checkpoints.ADAPTER}"
     elif pickles := checkpoints.pickles(part):
         wrong = f"left {pickles[0].name}; a checkpoint holds safetensors only"
     if wrong is not None:
         checkpoints.remove(part)
         raise RuntimeError(f"trainer {type(trainer).__name__} {wrong}")
-
-
-def under_test(context: Context, round: Round) -> list[Checkpoint]:
-    """The newest checkpoint of each model that this round made (in round 0: or took)."""
-    newest = {each.model: each for each in context.store.checkpoints(round_id=round.id)}
-    return [each for each in newest.values() if each.status != "diverged"]
-
-
-def answer_held_out(context: Context, rows: Rows, checkpoint: Checkpoint) -> None:
-    sampling = context.config.evaluate.sampling(greedy=rows.purpose == "greedy")
-    count = 1 if rows.purpose == "greedy" else context.config.evaluate.samples
-    call = context.call(rows.round, rows.track, f"evaluate {rows.purpose}")
-
-    def answer(prompts: Sequence[Prompt], policy: Policy) -> list[Any]:
-        seeds = [[call.seed_for(each.digest, index) for index in range(count)] for each in prompts]
-        return policy.sample(prompts, sampling=sampling, seeds=seeds)
-
-    sample(context, rows, checkpoint, answer)
-
-
-def measure_checkpoint(context: Context, round: Round, checkpoint: Checkpoint) -> list[Evaluation]:
-    store, model, fixed = context.store, checkpoint.model, context.config.evaluate.judge
-    judge = _round_judge(context, model)
-    if judge.label != fixed.label:
-        judge_asked(context, Rows(round, model, "sampled"), judge, model)
-    answers, chosen = (
-        store.answers(cast(int, round.id), model, each.label) for each in (fixed, judge)
-    )
-    seed = context.call(round, model, "evaluate").seed_for("bootstrap")
-    found = [
-        each for split in HELD_OUT for each in measure(model, split, answers, fixed.label, seed)
-    ]
-    left_to_teach = gap(model, "gate", answers, chosen, judge.label, seed)
-    return found if left_to_teach is None else [*found, left_to_teach]
-
-
-def _round_judge(context: Context, model: str) -> Role:
-    """The judge whose choices the model is trained on: its first track's."""
-    tracks: Iterator[Track] = iter(context.config.track.values())
-    return next(track.judge for track in tracks if track.model == model)

@@ -11,7 +11,14 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
+from typing import Any, BinaryIO
+
+from jinja2 import Environment, TemplateSyntaxError, nodes
+from jinja2.ext import Extension
+from jinja2.parser import Parser
 
 from store.errors import UserError
 from store.records import Checkpoint
@@ -19,6 +26,11 @@ from store.records import Checkpoint
 TRAINING = "training.json"
 """How the training went, beside its weights until the store has it. Not part of the digest."""
 PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
+ADAPTER = "adapter_config.json"
+WEIGHTS = "*.safetensors"
+INDEX = "model.safetensors.index.json"
+TOKENIZERS = ("tokenizer*", "vocab.*", "spiece.model", "*.tiktoken", "tekken.json")
+NOT_DOWNLOADED = ["*.bin", "*.pt", "*.pth", "*.gguf", "*.h5", "*.msgpack", "*.onnx", "*.onnx_data"]
 
 
 def folder(root: Path, round: int, model: str) -> Path:
@@ -51,11 +63,15 @@ def pickles(path: Path) -> list[Path]:
 
 
 def measure(path: Path, model: str, *, parent_id: int | None = None) -> Checkpoint:
-    """The checkpoint that lies in a folder: its digests and size."""
+    """The checkpoint that lies in a folder: its digests and size.
+
+    It is an adapter if that is what the folder holds; of which base, the caller knows.
+    """
     digest, size = _digest(path)
     tokenizer, template = _tokenizer_digests(path)
     return Checkpoint(
         model=model,
+        kind="adapter" if (path / ADAPTER).is_file() else "full",
         path=path,
         digest=digest,
         tokenizer_digest=tokenizer,
@@ -100,7 +116,8 @@ def link_best(root: Path, path: Path) -> None:
 def locate(path: str) -> Path:
     """The folder of a model: a folder as it is, a Hub id as its local snapshot.
 
-    Raises UserError when it is neither, or the Hub cannot be asked.
+    Raises UserError when it is neither, the Hub cannot be asked, or the folder lacks what a run
+    begins from.
     """
     if not path.strip():
         raise UserError('model.path is empty; right are a folder, a Hub id or "embedded"')
@@ -110,15 +127,111 @@ def locate(path: str) -> Path:
         raise UserError(f"no model folder {path!r}")
     else:
         found = _snapshot(path)
-    if not (found / "config.json").is_file():
-        raise UserError(f"{found} is not a model folder: it has no config.json")
-    try:
-        table = json.loads((found / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{found / 'config.json'} cannot be read as JSON: {error}") from error
-    if not isinstance(table, dict):
-        raise UserError(f"{found / 'config.json'} is not a JSON table, found {str(table)[:40]!r}")
+    if (found / ADAPTER).is_file():
+        raise UserError(
+            f"{found} is an adapter, and a run begins from whole weights; merge it into its base "
+            "first: AutoPeftModelForCausalLM.from_pretrained(adapter).merge_and_unload()"
+            ".save_pretrained(folder), and put the tokenizer beside it"
+        )
+    if "model_type" in _table(found, "config.json"):  # else it is of another engine than ours
+        _check_weights(found)
+        if not any(next(found.glob(each), None) for each in TOKENIZERS):
+            raise UserError(
+                f"{found} has no tokenizer (a tokenizer.json, or what its kind has instead); "
+                "put the files of the one it was trained with beside the weights"
+            )
     return found
+
+
+def _table(model: Path, name: str) -> dict[str, Any]:
+    """What a JSON file of a model folder says."""
+    file = model / name
+    if not file.is_file():
+        raise UserError(f"{model} is not a model folder: it has no {name}")
+    try:
+        table = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read as JSON: {error}") from error
+    if not isinstance(table, dict):
+        raise UserError(f"{file} is not a JSON table, found {str(table)[:40]!r}")
+    return table
+
+
+def _check_weights(model: Path) -> None:
+    """Raises UserError unless the weights are there, whole, as safetensors."""
+    if (model / "model.safetensors").is_file():
+        shards = {"model.safetensors"}
+    elif (model / INDEX).is_file():
+        shards = set(_table(model, INDEX).get("weight_map", {}).values())
+    else:
+        pickled = ", ".join(file.name for file in pickles(model)[:1])
+        raise UserError(
+            f"{model} has no weights that are loaded: no model.safetensors and no {INDEX}"
+            f"{f', but {pickled}' if pickled else ''}. Pickled weights can run code and are not "
+            "loaded; convert them: "
+            "AutoModelForCausalLM.from_pretrained(folder).save_pretrained(other)"
+        )
+    if missing := sorted(name for name in shards if not (model / name).is_file()):
+        raise UserError(
+            f"{model} lacks {len(missing)} of the {len(shards)} files that {INDEX} lists, the "
+            f"first of them {missing[0]}; download it again"
+        )
+    for name in sorted(shards):
+        file = model / name
+        with file.open("rb") as opened:
+            header = int.from_bytes(opened.read(8), "little")
+        if not 0 < header <= file.stat().st_size - 8:
+            raise UserError(
+                f"{file} is not a safetensors file, or not all of one: an interrupted download, or "
+                "a Git LFS pointer in its place (`git lfs pull` gets the file)"
+            )
+
+
+def with_template(model: Path, template: Path, into: Path) -> None:
+    """Write a model folder that differs from `model` in its chat template alone.
+
+    The weights are links to those of `model`, everything else is copied.
+    Raises UserError when the template cannot be parsed.
+    """
+    _parse(template)
+    into.mkdir(parents=True)
+    for file in sorted(model.iterdir()):
+        if file.match(WEIGHTS):
+            (into / file.name).symlink_to(file.resolve())
+        elif file.is_file() and file.suffix not in PICKLES:
+            shutil.copyfile(file, into / file.name)
+    # Wherever a template may be kept, so that there is one.
+    (into / "chat_template.json").unlink(missing_ok=True)
+    settings = into / "tokenizer_config.json"
+    if settings.is_file():
+        kept = _table(into, settings.name)
+        kept.pop("chat_template", None)
+        settings.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    shutil.copyfile(template, into / "chat_template.jinja")
+
+
+class _Generation(Extension):
+    """The tag that marks what an assistant wrote, which only transformers knows."""
+
+    tags = frozenset({"generation"})  # type: ignore[assignment]
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _parse(template: Path) -> None:
+    """Raises UserError unless the file is a chat template."""
+    try:
+        text = template.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"the chat template {template} cannot be read: {error}") from error
+    try:
+        Environment(extensions=[_Generation, "jinja2.ext.loopcontrols"]).parse(text)
+    except TemplateSyntaxError as error:
+        raise UserError(
+            f"{template}, line {error.lineno}, is not a Jinja template: {error.message}"
+        ) from error
 
 
 def _snapshot(name: str) -> Path:
@@ -126,7 +239,7 @@ def _snapshot(name: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, ignore_patterns=["*.bin", "*.pt", "*.pth", "*.gguf"]))
+        return Path(snapshot_download(name, ignore_patterns=NOT_DOWNLOADED))
     except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
         raise UserError(
             f"no model {name!r}: there is no such folder, and the Hub did not give it "
@@ -144,12 +257,25 @@ def _digest(path: Path) -> tuple[str, int]:
         relative = file.relative_to(path)
         if relative.name == TRAINING or relative.parts[0].startswith("."):
             continue
-        with file.open("rb") as opened:
-            digest.update(f"{relative.as_posix()}\0{file.stat().st_size}\0".encode())
+        with _content(file) as (opened, length):
+            digest.update(f"{relative.as_posix()}\0{length}\0".encode())
+            size += length
             while block := opened.read(1 << 20):
                 digest.update(block)
-                size += len(block)
     return digest.hexdigest(), size
+
+
+@contextmanager
+def _content(file: Path) -> Iterator[tuple[BinaryIO, int]]:
+    """What of a file makes a checkpoint what it is, and its length in bytes."""
+    if file.name == ADAPTER:
+        # Where the base lies is no part of the adapter: two equal runs lie in two places.
+        table = json.loads(file.read_text(encoding="utf-8")) | {"base_model_name_or_path": None}
+        told = json.dumps(table, sort_keys=True).encode()
+        yield BytesIO(told), len(told)
+    else:
+        with file.open("rb") as opened:
+            yield opened, file.stat().st_size
 
 
 def _tokenizer_digests(path: Path) -> tuple[str, str]:

@@ -26,9 +26,11 @@ REFUSED = {
     sqlite3.SQLITE_CORRUPT: "cannot be read: it is damaged",
     sqlite3.SQLITE_READONLY: "cannot be written",
     sqlite3.SQLITE_CANTOPEN: "cannot be opened",
+    sqlite3.SQLITE_FULL: "cannot be written: its disk is full",
+    sqlite3.SQLITE_IOERR: "cannot be read or written: its disk failed",
+    sqlite3.SQLITE_BUSY: f"has been locked by another program for {BUSY_TIMEOUT_S:.0f} s",
 }
-"""Primary result codes that tell of the file and not of us. A full disk is not among them: it
-fails the stage."""
+"""Primary result codes that tell of the file and not of us."""
 
 
 def connect(database: Path) -> Engine:
@@ -40,7 +42,6 @@ def connect(database: Path) -> Engine:
         # None: the sqlite3 module begins no transaction of its own; `begin` below does.
         connection.isolation_level = None
         for pragma in (
-            "journal_mode = WAL",
             # Safe against a killed process. A power failure can lose the last batches, never more,
             # and they are then done again.
             "synchronous = NORMAL",
@@ -57,22 +58,36 @@ def connect(database: Path) -> Engine:
     return engine
 
 
+def write_ahead(engine: Engine) -> None:
+    """Let readers go on while somebody writes. The file keeps it, so it is changed only once."""
+    with reported(engine), engine.connect() as connection:
+        connection.connection.execute("PRAGMA journal_mode = WAL")
+
+
+@contextmanager
+def reported(engine: Engine) -> Iterator[None]:
+    """Raises UserError where the file, and not our use of it, is what is wrong."""
+    try:
+        yield
+    except (DatabaseError, sqlite3.Error) as error:
+        found = error.orig if isinstance(error, DatabaseError) else error
+        code = getattr(found, "sqlite_errorcode", 0) & 0xFF  # above it: the extended code
+        if code in REFUSED:
+            raise UserError(f"{engine.url.database} {REFUSED[code]} ({found})") from error
+        raise
+
+
 @contextmanager
 def transaction(engine: Engine, *, writes: bool) -> Iterator[Session]:
     """A session that commits when the block ends and rolls back when it raises.
 
     Raises UserError where the file cannot be used.
     """
-    try:
-        with (
-            engine.connect().execution_options(writes=writes) as connection,
-            Session(connection, expire_on_commit=False, autoflush=False) as session,
-            connection.begin(),
-        ):
-            yield session
-            session.flush()
-    except DatabaseError as error:
-        code = getattr(error.orig, "sqlite_errorcode", 0) & 0xFF  # above it: the extended code
-        if code in REFUSED:
-            raise UserError(f"{engine.url.database} {REFUSED[code]} ({error.orig})") from error
-        raise
+    with (
+        reported(engine),
+        engine.connect().execution_options(writes=writes) as connection,
+        Session(connection, expire_on_commit=False, autoflush=False) as session,
+        connection.begin(),
+    ):
+        yield session
+        session.flush()

@@ -23,6 +23,7 @@ from store.records import (
     Decision,
     Evaluation,
     Example,
+    Purpose,
     Round,
     RoundStatus,
     Run,
@@ -286,6 +287,11 @@ class Store(Stages):
         accepted = [each for each in self.checkpoints(model) if each.status == "accepted"]
         return accepted[-1]
 
+    def beginning(self, model: str) -> Checkpoint:
+        """The checkpoint that the rounds of `model` began from: the warm-up's, or what it was."""
+        made = self.checkpoints(model, self.round(0).id)
+        return next(each for each in reversed(made) if each.status != "diverged")
+
     def set_pruned(self, checkpoint_ids: Sequence[int]) -> None:
         with self._write() as session:
             session.execute(
@@ -312,19 +318,29 @@ class Store(Stages):
             )
             return [rows.evaluation_record(row) for row in found]
 
-    def scores(self, checkpoint_id: int, split: Split, judge: str) -> dict[int, list[float]]:
-        """Prompt id -> scores of the sampled answers by which the checkpoint was evaluated."""
+    def scores(
+        self,
+        checkpoint_id: int,
+        split: Split,
+        judge: str,
+        suite: str = "held_out",
+        purpose: Purpose = "sampled",
+    ) -> dict[int, list[float]]:
+        """Prompt id -> scores of the answers by which the checkpoint was evaluated."""
         found = self.query(
             "SELECT prompt.id AS prompt_id, score FROM judgement "
             "JOIN candidate ON candidate.id = judgement.candidate_id "
             "JOIN asked ON asked.id = candidate.asked_id "
             "JOIN prompt ON prompt.id = asked.prompt_id "
-            "WHERE candidate.checkpoint_id = :checkpoint AND asked.purpose = 'sampled' "
-            "AND prompt.split = :split AND judgement.judge = :judge AND score IS NOT NULL "
+            "WHERE candidate.checkpoint_id = :checkpoint AND asked.purpose = :purpose "
+            "AND prompt.split = :split AND prompt.suite = :suite AND judgement.judge = :judge "
+            "AND score IS NOT NULL "
             "ORDER BY prompt.id, candidate.id",
             checkpoint=checkpoint_id,
             split=split,
+            suite=suite,
             judge=judge,
+            purpose=purpose,
         )
         scores: dict[int, list[float]] = defaultdict(list)
         for row in found:

@@ -274,16 +274,17 @@ def m001_the_first_tables(connection: Connection) -> None:
         connection.execute(text(statement))
 
 
-def m002_suites_and_labels(connection: Connection) -> None:
+def m002_suites_labels_and_items(connection: Connection) -> None:
     connection.execute(
         text("ALTER TABLE prompt ADD COLUMN suite VARCHAR NOT NULL DEFAULT 'held_out'")
     )
     connection.execute(text("ALTER TABLE example ADD COLUMN label BOOLEAN"))
+    connection.execute(text("ALTER TABLE evaluation ADD COLUMN items JSON"))
 
 
 MIGRATIONS: tuple[Callable[[Connection], None], ...] = (
     m001_the_first_tables,
-    m002_suites_and_labels,
+    m002_suites_labels_and_items,
 )
 LATEST = len(MIGRATIONS)
 

@@ -282,6 +282,8 @@ class Evaluation:
     """The 95 % interval, by bootstrap over prompts."""
     judge: str | None = None
     suite: str = "held_out"
+    items: tuple[float, ...] | None = None
+    """What it is the mean of, where a rule may pair them with another checkpoint's."""
 
 
 RunStatus = Literal["running", "done", "stopped", "interrupted", "failed"]

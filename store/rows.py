@@ -162,7 +162,7 @@ def checkpoint_row(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def evaluation_record(row: Any) -> Evaluation:
-    return _like(Evaluation, row)
+    return _like(Evaluation, row, items=None if row.items is None else tuple(row.items))
 
 
 def run_record(row: Any) -> Run:

@@ -19,12 +19,10 @@ from sqlalchemy import select as plain_select
 from sqlmodel import Session, SQLModel, col, select
 
 from store import rows
-from store.connect import connect, transaction
+from store.connect import connect, transaction, write_ahead
 from store.errors import UserError
 from store.migrations import LATEST, migrate, version
-from store.records import (
-    Purpose,
-)
+from store.records import Purpose
 from store.tables import (
     AskedRow,
     CandidateRow,
@@ -50,14 +48,28 @@ class Database:
             raise UserError(f"no run in {database.parent}: it has no {database.name}")
         self.root = database.parent
         self._engine = connect(database)
+        try:
+            self._run_id = self._prepare(database, create)
+        except BaseException:
+            self._engine.dispose()  # else SQLite's own files stay beside it
+            raise
+
+    def _prepare(self, database: Path, create: bool) -> int:
+        """Bring the database up to date. Returns the run's id, 0 while there is none."""
         with self._read() as session:
             found = version(session.connection())
+        if found == 0 and not create:
+            raise UserError(
+                f"{database} holds no run: it is another program's, or its run was ended before "
+                f"it began; delete {self.root} if nothing else is in it"
+            )
+        write_ahead(self._engine)
         if found != LATEST:
             with self._write() as session:
                 migrate(session.connection())
         with self._read() as session:
             run = session.exec(select(RunRow)).first()
-        self._run_id = 0 if run is None else cast(int, run.id)
+        return 0 if run is None else cast(int, run.id)
 
     def close(self) -> None:
         self._engine.dispose()

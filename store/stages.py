@@ -77,19 +77,21 @@ class Stages(Database):
             known |= {digest: (cast(int, id), split) for digest, id, split in found}
         return known
 
-    def prompts(self, split: Split) -> list[Prompt]:
-        """The prompts of a split in the order they were added."""
+    def prompts(self, split: Split, suite: str | None = None) -> list[Prompt]:
+        """The prompts of a split (and suite, if one is named) in the order they were added."""
+        chosen = select(PromptRow).where(PromptRow.run_id == self._run_id, PromptRow.split == split)
+        if suite is not None:
+            chosen = chosen.where(PromptRow.suite == suite)
         with self._read() as session:
-            found = session.exec(
-                select(PromptRow)
-                .where(PromptRow.run_id == self._run_id, PromptRow.split == split)
-                .order_by(col(PromptRow.id))
-            )
+            found = session.exec(chosen.order_by(col(PromptRow.id)))
             return [rows.prompt_record(row) for row in found]
 
-    def count_prompts(self, split: Split) -> int:
+    def count_prompts(self, split: Split, suite: str) -> int:
         found = self.query(
-            "SELECT count(*) AS n FROM prompt WHERE run_id = :run AND split = :split", split=split
+            "SELECT count(*) AS n FROM prompt "
+            "WHERE run_id = :run AND split = :split AND suite = :suite",
+            split=split,
+            suite=suite,
         )
         return int(found[0]["n"])
 
@@ -286,7 +288,8 @@ class Stages(Database):
     def answers(self, round_id: int, model: str, judge: str) -> list[Answer]:
         """A model's answers to held-out prompts in a round, prompt by prompt, as `judge` saw them.
 
-        Those to one prompt come in the order of their index.
+        model: the track under which they were asked. Those to one prompt come in the order of
+        their index.
         """
         found = text(
             "SELECT prompt.id, prompt.split, asked.purpose = 'greedy', candidate.text, tokens, "
@@ -295,13 +298,44 @@ class Stages(Database):
             "JOIN candidate ON candidate.asked_id = asked.id "
             "JOIN judgement ON judgement.candidate_id = candidate.id "
             "WHERE asked.round_id = :round AND asked.track = :model "
-            "AND asked.purpose IN ('sampled', 'greedy') "
+            "AND asked.purpose <> 'train' "
             "AND judgement.judge = :judge AND judgement.round_id = :round "
             "ORDER BY asked.id, candidate.id"
         )
         chosen = {"round": round_id, "model": model, "judge": judge}
         with self._read() as session:
             return [Answer(*row) for row in session.connection().execute(found, chosen)]
+
+    def score_counts(
+        self, round_id: int, track: str, purpose: Purpose, judge: str
+    ) -> dict[float | None, int]:
+        """Score, or None for none -> how many candidates have it."""
+        found = self.query(
+            "SELECT score, count(*) AS n FROM judgement "
+            "JOIN candidate ON candidate.id = judgement.candidate_id "
+            "JOIN asked ON asked.id = candidate.asked_id "
+            "WHERE asked.round_id = :round AND asked.track = :track AND purpose = :purpose "
+            "AND judge = :judge AND judgement.round_id = :round GROUP BY score ORDER BY score",
+            round=round_id,
+            track=track,
+            purpose=purpose,
+            judge=judge,
+        )
+        return {row["score"]: row["n"] for row in found}
+
+    def variances(self, round_id: int, track: str, judge: str) -> list[float]:
+        """The votes' variance of each judgement on a track that has one."""
+        found = self.query(
+            "SELECT variance FROM judgement "
+            "JOIN candidate ON candidate.id = judgement.candidate_id "
+            "JOIN asked ON asked.id = candidate.asked_id "
+            "WHERE asked.round_id = :round AND asked.track = :track AND judge = :judge "
+            "AND judgement.round_id = :round AND variance IS NOT NULL ORDER BY judgement.id",
+            round=round_id,
+            track=track,
+            judge=judge,
+        )
+        return [row["variance"] for row in found]
 
     # Examples
 

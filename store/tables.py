@@ -219,6 +219,7 @@ class EvaluationRow(SQLModel, table=True):
     low: float | None
     high: float | None
     judge: str | None
+    items: list[float] | None = Field(sa_column=Column(JSON(none_as_null=True)))
 
 
 class DecisionRow(SQLModel, table=True):

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from loop import config, run
 from loop.progress import Progress
+from loop.settings import Config
 from scripted import write_model
 from store.database import Store
 
@@ -60,7 +61,7 @@ def start(file: Path, runs: Path, sets: Sequence[str] = ()) -> tuple[Path, run.O
     return root, go_on(root, settings, roles)
 
 
-def go_on(root: Path, settings: config.Config, roles: dict[int, Any]) -> run.Outcome:
+def go_on(root: Path, settings: Config, roles: dict[int, Any]) -> run.Outcome:
     progress = Progress(Console(file=io.StringIO()))
     return run.drive(root, progress, roles, settings)
 

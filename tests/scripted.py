@@ -34,10 +34,10 @@ from store.records import (
 )
 
 
-def write_model(into: Path, skill: float) -> Path:
-    """A model folder of this kind."""
+def write_model(into: Path, skill: float, forgot: str | None = None) -> Path:
+    """A model folder of this kind. It is wrong on every prompt that begins with `forgot`."""
     into.mkdir(parents=True, exist_ok=True)
-    (into / "config.json").write_text(json.dumps({"skill": skill}))
+    (into / "config.json").write_text(json.dumps({"skill": skill, "forgot": forgot}))
     (into / "tokenizer_config.json").write_text(json.dumps({"chat_template": "{{ messages }}"}))
     return into
 
@@ -49,6 +49,7 @@ def skill_of(folder: Path) -> float:
 class ScriptedPolicy:
     def __init__(self, folder: Path) -> None:
         self.skill = skill_of(folder)
+        self.forgot = json.loads((folder / "config.json").read_text()).get("forgot")
         self.closed = False
 
     def sample(
@@ -64,6 +65,8 @@ class ScriptedPolicy:
         chance = random.Random(seed)
         right = int(prompt.reference or 0)
         is_right = self.skill >= 0.5 if sampling.temperature == 0 else chance.random() < self.skill
+        if self.forgot and prompt.messages[-1].content.startswith(self.forgot):
+            is_right = False
         text = str(right if is_right else right + chance.randint(1, 5))
         logprob = math.log(self.skill if is_right else (1 - self.skill) / 5)
         ids = tuple(text.encode())
@@ -127,11 +130,13 @@ class Learner:
         steps: int = 4,
         diverge_in: int | None = None,
         spoil_in: int | None = None,
+        forget_in: int | None = None,
         seconds_a_step: float = 0.0,
         kill_at: tuple[int, int] | None = None,
     ) -> None:
         self.gain, self.steps, self.seconds_a_step = gain, steps, seconds_a_step
         self.diverge_in, self.spoil_in, self.kill_at = diverge_in, spoil_in, kill_at
+        self.forget_in = forget_in
 
     def train(
         self,
@@ -161,7 +166,11 @@ class Learner:
         held = {each.id: (-1.0, None if each.rejected is None else -2.0) for each in examples}
         if call.round == self.diverge_in:
             return Training(status="diverged", steps=tuple(steps[:1]), reason="loss is nan")
-        write_model(into, min(0.95, max(0.05, skill_of(start.path) + gain)))
+        forgot = "3 x" if call.round == self.forget_in else None
+        write_model(into, min(0.95, max(0.05, skill_of(start.path) + gain)), forgot)
+        (into / "learned_from.json").write_text(
+            json.dumps({"start": start.path.name, "reference": reference.path.name})
+        )
         return Training(status="trained", steps=tuple(steps), reference_logprobs=held)
 
 

@@ -262,6 +262,155 @@ def test_a_folder_without_a_model_is_refused_with_a_sentence(tmp_path):
         checkpoints.locate(str(tmp_path))
 
 
+def model(folder: Path) -> Path:
+    """A model as transformers writes it, as far as its files are looked at."""
+    write(folder)
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+    return folder
+
+
+def sharded(folder: Path) -> Path:
+    model(folder)
+    (folder / "model.safetensors").unlink()
+    names = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    for number, name in enumerate(names):
+        save_file({f"weight_{number}": torch.arange(8.0)}, folder / name)
+    weights = {f"weight_{number}": name for number, name in enumerate(names)}
+    (folder / checkpoints.INDEX).write_text(json.dumps({"weight_map": weights}))
+    return folder
+
+
+def test_a_model_in_one_file_or_in_shards_is_found(tmp_path):
+    for made in (model(tmp_path / "one"), sharded(tmp_path / "shards")):
+        assert checkpoints.locate(str(made)) == made.resolve()
+
+
+def test_a_model_without_weights_is_refused_and_pickles_are_said_how_to_convert(tmp_path):
+    made = model(tmp_path / "model")
+    (made / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"has no weights that are loaded: no model\.safetensors"):
+        checkpoints.locate(str(made))
+    (made / "pytorch_model.bin").write_bytes(b"p")
+    with pytest.raises(UserError, match=r"but pytorch_model\.bin\. .*save_pretrained\(other\)"):
+        checkpoints.locate(str(made))
+
+
+def test_a_shard_that_is_listed_and_missing_is_named(tmp_path):
+    made = sharded(tmp_path / "model")
+    (made / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(UserError, match=r"lacks 1 of the 2 files .* model-00002-of-00002\."):
+        checkpoints.locate(str(made))
+
+
+@pytest.mark.parametrize("content", [b"", b"version https://git-lfs.github.com/spec/v1\noid", None])
+def test_weights_that_are_not_all_there_are_refused(tmp_path, content):
+    made = model(tmp_path / "model")
+    file = made / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:20] if content is None else content)
+    with pytest.raises(UserError, match=r"is not a safetensors file, or not all of one: .* LFS"):
+        checkpoints.locate(str(made))
+
+
+def test_a_model_without_a_tokenizer_is_refused(tmp_path):
+    made = model(tmp_path / "model")
+    (made / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match=r"has no tokenizer \(a tokenizer\.json, or"):
+        checkpoints.locate(str(made))
+    (made / "tokenizer.model").write_bytes(b"sentencepiece")
+    assert checkpoints.locate(str(made)) == made.resolve()
+
+
+def test_an_adapter_is_no_model_to_begin_from(tmp_path):
+    made = model(tmp_path / "model")
+    (made / "adapter_config.json").write_text('{"base_model_name_or_path": "/base"}')
+    with pytest.raises(UserError, match=r"is an adapter, .* merge it into its base first"):
+        checkpoints.locate(str(made))
+    assert checkpoints.measure(made, "policy").kind == "adapter"
+
+
+def test_an_adapter_is_the_same_wherever_its_base_lies(tmp_path):
+    made = model(tmp_path / "model")
+    config = made / "adapter_config.json"
+    found = []
+    for path, rank in (("/base", 8), ("/another/base", 8), ("/base", 16)):
+        config.write_text(json.dumps({"base_model_name_or_path": path, "r": rank}))
+        found.append(checkpoints.measure(made, "policy"))
+    assert (found[0].digest, found[0].bytes) == (found[1].digest, found[1].bytes)
+    assert found[0].digest != found[2].digest
+
+
+def test_a_folder_with_another_template_shares_its_weights(tmp_path):
+    made = sharded(tmp_path / "model")
+    kept = {"chat_template": "{{ old }}", "eos_token": "<|end|>", "note": "naïve"}
+    (made / "tokenizer_config.json").write_text(json.dumps(kept))
+    (made / "pytorch_model.bin").write_bytes(b"p")
+    (made / "additional_chat_templates").mkdir()
+    template = tmp_path / "chat.jinja"
+    template.write_text(
+        "{% for m in messages %}{% generation %}{{ m }}{% endgeneration %}"
+        "{% if m %}{% break %}{% endif %}{% endfor %}"
+    )
+    into = tmp_path / "run" / "base"
+    checkpoints.with_template(made, template, into)
+    assert (into / "chat_template.jinja").read_bytes() == template.read_bytes()
+    assert json.loads((into / "tokenizer_config.json").read_text()) == {
+        "eos_token": "<|end|>",
+        "note": "naïve",
+    }
+    names = {path.name for path in made.iterdir()}
+    assert {path.name for path in into.iterdir()} == names - {
+        "pytorch_model.bin",
+        "additional_chat_templates",
+    }
+    for file in into.glob("*.safetensors"):
+        assert file.is_symlink()
+        assert file.samefile(made / file.name)
+    assert checkpoints.locate(str(into)) == into.resolve()
+    before, after = (checkpoints.measure(path, "policy") for path in (made, into))
+    assert before.tokenizer_digest == after.tokenizer_digest
+    assert before.template_digest != after.template_digest
+
+
+def test_a_template_that_cannot_be_parsed_is_named_with_its_line(tmp_path):
+    made = model(tmp_path / "model")
+    template = tmp_path / "chat.jinja"
+    template.write_text("{% for m in messages %}\n{{ m }}\n{% endif %}")
+    with pytest.raises(UserError, match=r"chat\.jinja, line 3, is not a Jinja template: .*endif"):
+        checkpoints.with_template(made, template, tmp_path / "into")
+    with pytest.raises(UserError, match="cannot be read"):
+        checkpoints.with_template(made, tmp_path / "none.jinja", tmp_path / "into")
+    assert not (tmp_path / "into").exists()
+
+
+def hub_cache(home: Path, name: str) -> Path:
+    """A model as the Hub's client keeps what it has downloaded. Returns the snapshot."""
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    kept = home / "hub" / f"models--{name.replace('/', '--')}"
+    snapshot = kept / "snapshots" / commit
+    snapshot.mkdir(parents=True)
+    (kept / "blobs").mkdir()
+    (kept / "refs").mkdir()
+    (kept / "refs" / "main").write_text(commit)
+    for number, file in enumerate(sorted(model(home / "written").iterdir())):
+        blob = kept / "blobs" / str(number)
+        file.rename(blob)
+        (snapshot / file.name).symlink_to(f"../../blobs/{number}")
+    return snapshot
+
+
+def test_a_hub_model_that_was_downloaded_is_found_offline(tmp_path):
+    snapshot = hub_cache(tmp_path, "some-lab/some-model")
+    code = "import sys; from store import checkpoints; print(checkpoints.locate(sys.argv[1]))"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "some-lab/some-model"],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)},
+    )
+    assert done.returncode == 0, done.stderr
+    assert Path(done.stdout.strip()).samefile(snapshot)
+
+
 @pytest.mark.parametrize("path", ["", " "])
 def test_no_path_at_all_is_refused(path):
     with pytest.raises(UserError, match=r"^model\.path is empty"):

@@ -28,8 +28,8 @@ from test_report import SMALL, Builder, build, change, copied, finished, prompts
 __all__ = ["copied", "finished"]
 SETS = [part for each in SMALL for part in ("--set", each)]
 COMMANDS = (
-    *("init", "plan", "start", "stop", "status", "rounds", "show", "why", "verify", "recipes"),
-    "judges",
+    *("init", "plan", "start", "stop", "status", "rounds", "show", "why", "compare", "sample"),
+    *("export", "verify", "recipes", "judges"),
 )
 LOOP = Path(sys.executable).with_name("loop")
 
@@ -74,19 +74,7 @@ def test_help_answers_at_once(name: str) -> None:
         found = subprocess.run([LOOP.with_name(name), "--help"], capture_output=True, text=True)
         times.append(time.perf_counter() - began)
         assert found.returncode == 0
-        for command in [
-            "init",
-            "plan",
-            "start",
-            "stop",
-            "status",
-            "rounds",
-            "show",
-            "why",
-            "verify",
-            "recipes",
-            "judges",
-        ]:
+        for command in COMMANDS:
             assert command in found.stdout
     assert statistics.median(times) < 0.5
 
@@ -323,7 +311,8 @@ def test_judges_list() -> None:
 
 def test_reading_does_not_disturb_a_run(finished: Path) -> None:
     before = (finished / run.DATABASE).read_bytes()
-    for command in (("status",), ("rounds",), ("show", 1), ("why", 1), ("verify",)):
+    commands = (("status",), ("rounds",), ("show", 1), ("why", 1), ("verify",))
+    for command in (*commands, ("compare", finished)):
         type_(*command, finished)
     assert (finished / run.DATABASE).read_bytes() == before
 
@@ -384,6 +373,8 @@ def test_start_of_a_finished_run_prints_how_it_ended(copied: Path) -> None:
     )
     assert "ended: 2 of 2 rounds done" in found.stdout
     assert "look closer: loop rounds, loop show 1, loop why 5\n" in found.stdout
+    use = f'use it: loop sample "PROMPT", loop compare {copied} OTHER, loop export FOLDER\n'
+    assert use in found.stdout
     log = (copied / "logs/attempt-1.log").read_text()
     for line in found.output.splitlines():
         assert line.rstrip() in [each.rstrip() for each in log.splitlines()]
@@ -477,10 +468,12 @@ def test_a_mistake_found_later_says_that_what_was_committed_is_kept(here: Path) 
     )
     late = f'"{here}/late.py:Late"'
     change(root, f"UPDATE run SET config = replace(config, '\"sampler\"', '{late}')")
-    found = type_("start", root, "--set", "rounds=3", code=2)
-    told = "no more tokens; what was committed is kept, and `loop start '{}'` goes on from there\n"
-    assert found.stderr.endswith(told.format(root))
-    assert told.format(root) in (root / "logs/attempt-1.log").read_text()
+    found = type_("start", root, "--set", "rounds=3", code=4)
+    told = "no more tokens\ngenerate of round 3 failed; every committed batch is intact, and "
+    told += f"`loop start '{root}'` goes on from there\n"
+    assert found.stderr.endswith(told)
+    assert "Traceback" not in found.stderr
+    assert (root / "logs/attempt-1.log").read_text().endswith(told)
 
 
 def test_a_log_of_a_strange_name_is_passed_over(copied: Path) -> None:

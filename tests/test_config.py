@@ -6,8 +6,8 @@ import tomllib
 import pytest
 from pydantic import ValidationError
 
-from loop import config
-from loop.config import Role
+from loop import config, settings
+from loop.settings import Role
 from store.errors import UserError
 
 DEFAULT = tomllib.loads((config.HERE / "default.toml").read_text())
@@ -176,10 +176,11 @@ model = "reward"
 
 def test_only_the_embedded_model_is_warmed_up_unless_it_is_said(file):
     embedded = config.read()
-    assert embedded.warmup.prompts == DEFAULT["warmup"]["prompts"]
-    assert embedded.warmup.proposer == embedded.track["main"].proposer
-    assert embedded.warmup.filter == Role.model_validate(DEFAULT["warmup"]["filter"])
-    assert embedded.tracks(0) == {"warmup": embedded.warmup}
+    warmup = embedded.tracks(0)["warmup"]
+    assert list(embedded.tracks(0)) == ["warmup"]
+    assert warmup.prompts == DEFAULT["warmup"]["prompts"]
+    assert warmup.proposer == embedded.track["main"].proposer
+    assert warmup.filter == Role.model_validate(DEFAULT["warmup"]["filter"])
     assert embedded.trainer(0, "policy") == embedded.warmup.trainer
     own = '[model]\npath = "somebody/model"\n'
     other = config.read(file(own))
@@ -187,7 +188,7 @@ def test_only_the_embedded_model_is_warmed_up_unless_it_is_said(file):
     assert other.tracks(0) == {}
     assert other.trainer(0, "policy") == other.models["policy"].trainer
     always = config.read(file(own + '[warmup]\nwhen = "always"\nprompts = 9'))
-    assert always.warmup.prompts == 9
+    assert always.tracks(0)["warmup"].prompts == 9
     assert config.read(sets=["warmup.when=never"]).warmup is None
     with pytest.raises(UserError, match=r"warmup\.when is .* found 'sometimes'"):
         config.read(sets=["warmup.when=sometimes"])
@@ -306,7 +307,7 @@ judge = "my/judge.py:Judge"
 [model]
 path = "model"
 [proposer]
-use = "jsonl"
+use = "dataset"
 path = "prompts.jsonl"
 [generator]
 use = "sampler"
@@ -364,14 +365,14 @@ def test_a_run_stays_the_same_when_an_operational_setting_changes(setting):
     assert after.identity == before.identity
     (changed,) = config.differences(before, after)
     assert changed["key"] == setting.partition("=")[0]
-    assert config.operational(changed["key"])
+    assert settings.operational(changed["key"])
 
 
 @pytest.mark.parametrize("setting", IDENTITY)
 def test_any_other_change_makes_another_run(setting):
     before, after = config.read(), config.read(sets=[setting])
     assert after.identity != before.identity
-    assert not any(config.operational(each["key"]) for each in config.differences(before, after))
+    assert not any(settings.operational(each["key"]) for each in config.differences(before, after))
 
 
 def test_differences_name_each_setting_with_both_values():
@@ -382,12 +383,12 @@ def test_differences_name_each_setting_with_both_values():
         {"key": "models.policy.trainer.beta", "from": 0.1, "to": 0.2},
         {"key": "rounds", "from": 3, "to": 4},
         {"key": "track.main.judge.votes", "from": None, "to": 3},
-        {"key": "warmup.judge.votes", "from": None, "to": 3},
+        {"key": "warmup.track.warmup.judge.votes", "from": None, "to": 3},
     ]
 
 
 def test_every_setting_says_whether_it_is_operational():
-    marked = {key for key in config.flat(config.read()) if config.operational(key)}
+    marked = {key for key in settings.flat(config.read()) if settings.operational(key)}
     assert marked == {setting.partition("=")[0] for setting in OPERATIONAL}
 
 
@@ -401,7 +402,7 @@ def test_every_setting_says_whether_it_is_operational():
         ("track.main.judge.votes=3", "track.main.judge.votes", 3),
         ("trainer.beta=0.987", "models.policy.trainer.beta", 0.987),
         ("model.path=x/y", "models.policy.path", "x/y"),
-        ("warmup.prompts=5", "warmup.prompts", 5),
+        ("warmup.prompts=5", "warmup.track.warmup.prompts", 5),
         ("evaluate.judge.digits=2", "evaluate.judge.digits", 2),
     ],
 )

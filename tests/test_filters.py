@@ -10,6 +10,7 @@ from roles.filters.best_only import BestOnly
 from roles.filters.best_worst import BestWorst
 from roles.filters.eligibility import Reason
 from roles.filters.everything import Everything
+from roles.filters.labelled import Labelled
 from roles.filters.right_wrong import RightWrong
 from store.errors import UserError
 from store.records import Call, Candidate, Group, Judgement, Message, Prompt
@@ -118,6 +119,11 @@ def test_a_judgement_that_is_not_stored_has_no_id_to_name():
         (BestOnly(min_score=0.5), [(0.4, "a"), (0.1, "b")], "all wrong"),
         (BestOnly(), [], "too few candidates"),
         (Everything(), [], "too few candidates"),
+        (Labelled(), [(0.5, "a"), (0.9, "b")], "margin"),
+        (Labelled(), [(None, "a"), (None, "b")], "unjudged"),
+        (Labelled(), [(1.0, "a", "length")], "truncated"),
+        (Labelled(min_tokens=2), [(1.0, "a")], "length"),
+        (Labelled(), [], "too few candidates"),
     ],
 )
 def test_a_group_that_gives_nothing_says_why(filter_, rows, why):
@@ -185,7 +191,41 @@ def test_everything_takes_every_candidate_with_no_judge():
     assert [example.chosen_judgement_id for example in judged.examples] == [1100, 1101]
 
 
-@pytest.mark.parametrize("name", ["best_worst", "right_wrong", "best_only", "everything"])
+def labels(selection):
+    return [(example.chosen.text, example.label) for example in selection.examples]
+
+
+def test_labelled_takes_what_is_wanted_and_what_is_not_and_nothing_between():
+    rows = [(0.5, "a"), (1.0, "b"), (0.0, "c"), (-1.0, "d"), (2.0, "e")]
+    selection = select(Labelled(), *rows)
+    assert labels(selection) == [("b", True), ("c", False), ("d", False), ("e", True)]
+    example = selection.examples[0]
+    assert (example.kind, example.rule, example.rejected) == ("labelled", "labelled", None)
+    assert (example.margin, example.chosen_judgement_id) == (None, 1101)
+    moved = select(Labelled(wanted=0.5, unwanted=-0.5), *rows)
+    assert labels(moved) == [("a", True), ("b", True), ("d", False), ("e", True)]
+
+
+def test_labelled_needs_no_answer_of_the_other_label():
+    assert labels(select(Labelled(), (1.0, "a"), (1.0, "b"))) == [("a", True), ("b", True)]
+    assert labels(select(Labelled(), (0.0, "a"), (0.5, "b"))) == [("a", False)]
+
+
+def test_labelled_draws_at_most_so_many_of_each_label_from_the_seed():
+    rows = [(1.0, f"r{index}") for index in range(6)] + [(0.0, "w0"), (0.0, "w1")]
+    filter_ = Labelled(per_label=3)
+    found = labels(select(filter_, *rows))
+    assert [label for _, label in found] == [True] * 3 + [False] * 2
+    assert found == labels(select(filter_, *rows))
+    assert found == sorted(found), "in the order they were written"
+    drawn = {tuple(labels(select(filter_, *rows, call=Call(seed=seed)))) for seed in range(5)}
+    assert len(drawn) > 1
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["best_worst", "right_wrong", "best_only", "everything", "roles.filters.labelled:Labelled"],
+)
 def test_every_group_ends_as_examples_or_as_one_dropped(name):
     filter_ = plugins.load("filter", name, {})
     cases = [
@@ -201,7 +241,7 @@ def test_every_group_ends_as_examples_or_as_one_dropped(name):
     dropped = [one.asked_id for one in selection.dropped]
     assert used.isdisjoint(dropped)
     assert sorted([*used, *dropped]) == [1, 2, 3, 4]
-    assert {example.rule for example in selection.examples} == {name}
+    assert {example.rule for example in selection.examples} == {filter_.rule}
 
 
 @pytest.mark.parametrize(
@@ -212,6 +252,9 @@ def test_every_group_ends_as_examples_or_as_one_dropped(name):
         (BestWorst, {"min_tokens": 5, "max_tokens": 4}),
         (BestOnly, {"min_tokens": -1}),
         (RightWrong, {"pairs": 0}),
+        (Labelled, {"wanted": 0.0}),
+        (Labelled, {"unwanted": float("nan")}),
+        (Labelled, {"per_label": 0}),
     ],
 )
 def test_options_that_cannot_work_are_refused_at_the_start(make, options):

@@ -8,6 +8,7 @@ import pytest
 
 from roles import plugins
 from roles.generators.demonstrations import Demonstrations, with_mistake
+from roles.generators.recorded import Recorded
 from roles.generators.sampler import Sampler
 from roles.policy.embedded import build
 from roles.policy.transformers import TransformersEngine
@@ -96,6 +97,44 @@ def test_a_demonstration_can_come_from_a_column(policy: Policy) -> None:
 def test_a_prompt_with_nothing_to_demonstrate_is_named(policy: Policy, column: str | None) -> None:
     with pytest.raises(UserError, match=r"'Why\?' has no (reference|text)"):
         Demonstrations(column=column).generate([ask("Why?")], policy, Call())
+
+
+RECORDED = {
+    "recorded": [
+        {"chosen": "Because.", "rejected": "No."},
+        {"chosen": "So.", "rejected": "No."},
+        {"completion": "Well.", "label": False},
+        {"completion": "Hm."},
+    ]
+}
+
+
+def test_without_a_reference_a_demonstration_is_a_wanted_answer_of_the_data(policy: Policy) -> None:
+    prompt = ask("Why?", columns=RECORDED)
+    (group,) = Demonstrations(n=4).generate([prompt], policy, Call())
+    assert [each.text for each in group] == ["Because.", "So.", "Hm.", "Because."]
+    (group,) = Demonstrations().generate(
+        [ask("Why?", columns=RECORDED, reference="R")], policy, Call()
+    )
+    assert [each.text for each in group] == ["R"]
+
+
+def test_recorded_answers_are_candidates_once_each_and_in_their_order(policy: Policy) -> None:
+    (group,) = Recorded().generate([ask("Why?", columns=RECORDED)], policy, Call())
+    assert group == [policy.write(text) for text in ("Because.", "No.", "So.", "Well.", "Hm.")]
+
+
+def test_recorded_answers_that_do_not_fit_behind_the_prompt_are_left_out(policy: Policy) -> None:
+    long = {"recorded": [{"completion": "word " * 600}]}
+    groups = Recorded().generate(
+        [ask("Why?", columns=long), ask("Why?", columns=RECORDED)], policy, Call()
+    )
+    assert [len(group) for group in groups] == [0, 5]
+
+
+def test_a_prompt_without_a_recorded_answer_is_named(policy: Policy) -> None:
+    with pytest.raises(UserError, match=r"'Why\?' has no recorded answer; the proposer 'dataset'"):
+        Recorded().generate([ask("Why?", reference="R")], policy, Call())
 
 
 def test_mistakes_are_as_frequent_as_asked_and_the_same_every_time(policy: Policy) -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from loop.config import Gate
 from loop.gate import decide, first, status_after
 from loop.measure import bootstrap, gap, measure
+from loop.settings import Gate
 from store.records import Answer, Checkpoint
 
 

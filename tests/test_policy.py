@@ -444,8 +444,11 @@ def test_an_architecture_with_learned_positions_samples_and_scores_alike(copied:
     )
 
 
-def test_bfloat16_samples_and_scores_near_float32(folder: Path, policy: TransformersPolicy) -> None:
-    half = opened(folder, dtype="bfloat16")
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_samples_and_scores_near_float32(
+    folder: Path, policy: TransformersPolicy, dtype: str
+) -> None:
+    half = opened(folder, dtype=dtype)
     completion = one(half, ask("Why?"), 1, max_tokens=16)
     exact = policy.logprobs([ask("Why?")], [completion])[0]
     assert half.logprobs([ask("Why?")], [completion])[0].total == pytest.approx(
@@ -499,7 +502,7 @@ def test_a_folder_that_is_not_there_is_the_users_mistake(tmp_path: Path) -> None
 def test_the_engine_is_a_plug_in_whose_options_have_bounds() -> None:
     engine = plugins.load("engine", "transformers", {"batch_size": 3, "device": "cpu"})
     assert isinstance(engine, Engine)
-    for options in ({"batch_size": 0}, {"dtype": "float16"}, {"threads": 0}, {"device": "tpu"}):
+    for options in ({"batch_size": 0}, {"dtype": "int8"}, {"threads": 0}, {"device": "tpu"}):
         with pytest.raises(UserError, match=next(iter(options))):
             plugins.load("engine", "transformers", options)
 

@@ -8,8 +8,8 @@ import pytest
 from reasoning_gym.factory import DATASETS
 
 from judges.verifier import Verifier
+from roles.proposers.dataset import Dataset
 from roles.proposers.gym_tasks import COLUMN, REFUSED
-from roles.proposers.jsonl import Jsonl
 from roles.proposers.reasoning_gym import ReasoningGym
 from store.errors import UserError
 from store.records import Call, Candidate, Group
@@ -47,7 +47,7 @@ def propose(proposer, count, split="train", past=Past(), call=Call(seed=4)):  # 
     return proposer.propose(count, split, past, None, call)
 
 
-# jsonl
+# dataset (its formats: test_dataset.py)
 
 
 def test_a_line_is_a_prompt_with_its_answer_task_and_other_columns(tmp_path):
@@ -59,7 +59,7 @@ def test_a_line_is_a_prompt_with_its_answer_task_and_other_columns(tmp_path):
             "answer": None,
         },
     )
-    first, second = propose(Jsonl(path, shuffle=False), 2)
+    first, second = propose(Dataset(path, shuffle=False), 2)
     assert (first.messages[0].role, first.messages[0].content) == ("user", "1 + 1?")
     assert (first.reference, first.task, first.columns) == ("2", "sums", {"level": 3})
     assert [message.role for message in second.messages] == ["system", "user"]
@@ -68,51 +68,28 @@ def test_a_line_is_a_prompt_with_its_answer_task_and_other_columns(tmp_path):
 
 def test_columns_can_have_other_names_and_there_may_be_no_answer(tmp_path):
     path = write(tmp_path / "a.jsonl", {"question": "Why?", "gold": "So."})
-    (prompt,) = propose(Jsonl(path, prompt="question", reference="gold"), 1)
+    (prompt,) = propose(Dataset(path, prompt="question", reference="gold"), 1)
     assert prompt.reference == "So."
-    (prompt,) = propose(Jsonl(path, prompt="question", reference=""), 1)
+    (prompt,) = propose(Dataset(path, prompt="question", reference=""), 1)
     assert (prompt.reference, prompt.columns) == (None, {"gold": "So."})
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("{", r"a\.jsonl:1 is not a line of JSON"),
-        ('{"prompt": "a", "answer": "b"}\n[1]\n', r"a\.jsonl:2 is not an object"),
-        ('{"promt": "a", "answer": "b"}', "did you mean 'promt'"),
-        ('{"prompt": "a"}', "no column named 'answer'"),
-        ('{"prompt": "a", "answer": ["b"]}', "a text or a number"),
-        ('{"prompt": 3, "answer": "b"}', r"a\.jsonl:1"),
-        ('{"prompt": [], "answer": "b"}', r"a\.jsonl:1"),
-        ('{"prompt": [{"role": "boss", "content": "x"}], "answer": "b"}', "Input should be"),
-        ('{"prompt": [{"role": "user"}], "answer": "b"}', r"a\.jsonl:1"),
-        ('{"prompt": " ", "answer": "b"}', "is empty"),
-        ("\n\n", "it is empty"),
-        ("", "it is empty"),
-    ],
-)
-def test_a_bad_line_is_named_by_file_and_number(tmp_path, text, words):
-    path = tmp_path / "a.jsonl"
-    path.write_text(text)
-    with pytest.raises(UserError, match=words):
-        Jsonl(path)
 
 
 def test_half_a_character_in_a_line_does_not_stop_a_run(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"prompt": "a\\ud800", "answer": "\\udfff"}')
-    (found,) = propose(Jsonl(path), 1)
+    (found,) = propose(Dataset(path), 1)
     assert (found.messages[0].content, found.reference) == ("a\ufffd", "\ufffd")
     assert found.digest
 
 
 def test_a_missing_file_is_the_users_mistake(tmp_path):
-    with pytest.raises(UserError, match="No such file"):
-        Jsonl(tmp_path / "none.jsonl")
+    for name in ("none.jsonl", "none"):
+        with pytest.raises(UserError, match="No such file"):
+            Dataset(tmp_path / name)
 
 
 def test_training_prompts_are_new_until_all_were_asked_and_then_come_round(tmp_path):
-    proposer = Jsonl(questions(tmp_path / "a.jsonl", 10))
+    proposer = Dataset(questions(tmp_path / "a.jsonl", 10))
     asked: frozenset[str] = frozenset()
     rounds = []
     for number in range(1, 6):
@@ -127,16 +104,16 @@ def test_training_prompts_are_new_until_all_were_asked_and_then_come_round(tmp_p
 
 
 def test_the_order_hangs_on_the_runs_seed_and_not_on_the_round(tmp_path):
-    proposer = Jsonl(questions(tmp_path / "a.jsonl", 30))
+    proposer = Dataset(questions(tmp_path / "a.jsonl", 30))
     first = propose(proposer, 30, call=Call(seed=4, round=1))
     assert first == propose(proposer, 30, call=Call(seed=4, round=2, stage="propose"))
     assert first != propose(proposer, 30, call=Call(seed=5, round=1))
-    unshuffled = propose(Jsonl(tmp_path / "a.jsonl", shuffle=False), 3)
+    unshuffled = propose(Dataset(tmp_path / "a.jsonl", shuffle=False), 3)
     assert [prompt.reference for prompt in unshuffled] == ["1", "2", "3"]
 
 
 def test_gate_test_and_train_of_one_file_are_disjoint(tmp_path):
-    proposer = Jsonl(questions(tmp_path / "a.jsonl", 20))
+    proposer = Dataset(questions(tmp_path / "a.jsonl", 20))
     gate = propose(proposer, 5, "gate")
     test = propose(proposer, 6, "test", Past(was_held_out=frozenset(digests(gate))))
     held_out = frozenset(digests(gate + test))
@@ -149,13 +126,13 @@ def test_gate_test_and_train_of_one_file_are_disjoint(tmp_path):
 
 def test_what_is_held_out_does_not_hang_on_the_order_of_lines(tmp_path):
     path = questions(tmp_path / "a.jsonl", 20)
-    gate = propose(Jsonl(path), 5, "gate")
+    gate = propose(Dataset(path), 5, "gate")
     path.write_text("\n".join(reversed(path.read_text().splitlines())))
-    assert gate == propose(Jsonl(path), 5, "gate")
+    assert gate == propose(Dataset(path), 5, "gate")
 
 
 def test_a_file_too_small_to_hold_out_from_says_so_with_numbers(tmp_path):
-    proposer = Jsonl(questions(tmp_path / "a.jsonl", 5))
+    proposer = Dataset(questions(tmp_path / "a.jsonl", 5))
     with pytest.raises(UserError, match=r"has 5 different prompts, of which 0 .* holding out 5"):
         propose(proposer, 5, "gate")
     everything = Past(was_held_out=frozenset(digests(propose(proposer, 5))))
@@ -164,7 +141,7 @@ def test_a_file_too_small_to_hold_out_from_says_so_with_numbers(tmp_path):
 
 
 def test_gate_and_test_can_have_files_of_their_own(tmp_path):
-    proposer = Jsonl(
+    proposer = Dataset(
         questions(tmp_path / "train.jsonl", 6),
         gate_path=questions(tmp_path / "gate.jsonl", 4, start=4),
         test_path=questions(tmp_path / "test.jsonl", 3, start=7),
@@ -178,9 +155,17 @@ def test_gate_and_test_can_have_files_of_their_own(tmp_path):
     assert {prompt.reference for prompt in train} == {"1", "2", "3", "4"}
 
 
+def test_anchor_prompts_are_held_out_or_have_a_file_of_their_own_too(tmp_path):
+    train = questions(tmp_path / "train.jsonl", 6)
+    held_out = propose(Dataset(train), 2, "anchor")
+    assert [(len(held_out), prompt.split) for prompt in held_out] == [(2, "anchor")] * 2
+    own = Dataset(train, anchor_path=questions(tmp_path / "anchor.jsonl", 3, start=90))
+    assert [prompt.reference for prompt in propose(own, 9, "anchor")] == ["91", "92", "93"]
+
+
 def test_a_prompt_that_is_there_twice_is_asked_once_and_the_file_is_named(tmp_path, caplog):
     path = write(tmp_path / "a.jsonl", *[{"prompt": "Hi", "answer": "x"}] * 3)
-    assert len(propose(Jsonl(path), 5)) == 1
+    assert len(propose(Dataset(path), 5)) == 1
     assert "2 prompts repeat an earlier one" in caplog.text
 
 
@@ -214,6 +199,13 @@ def test_an_instruction_stands_under_the_question():
     proposer = ReasoningGym([{"name": "gcd"}], instruction="Answer with the number alone.")
     (prompt,) = propose(proposer, 1)
     assert prompt.messages[-1].content.endswith("\n\nAnswer with the number alone.")
+
+
+def test_a_system_prompt_stands_before_the_question():
+    (prompt,) = propose(ReasoningGym([{"name": "gcd"}], system="Be brief."), 1)
+    assert [(turn.role, turn.content) for turn in prompt.messages[:1]] == [("system", "Be brief.")]
+    (without,) = propose(ReasoningGym([{"name": "gcd"}]), 1)
+    assert prompt.messages[1:] == without.messages
 
 
 SMALL = {"name": "chain_sum", "min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}

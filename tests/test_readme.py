@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from loop import config
+from loop import config, settings
 from roles import plugins
 
 README = Path(__file__).resolve().parent.parent / "README.md"
@@ -262,7 +262,7 @@ def test_the_table_of_parts_names_every_plug_in() -> None:
 def test_the_settings_said_to_change_during_a_run_are_all_that_may() -> None:
     text = " ".join(README.read_text().split())
     (said,) = re.findall(r"may change while it runs: (.*?)\. ", text)
-    may = {key for key in config.flat(config.read()) if config.operational(key)}
+    may = {key for key in settings.flat(config.read()) if settings.operational(key)}
     assert set(re.findall(r"`([\w.]+)`", said)) == may
 
 

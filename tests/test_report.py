@@ -13,7 +13,7 @@ import pytest
 
 from loop import config as configuration
 from loop import gate, lineage, measure, plan, report, run
-from loop.config import Config
+from loop.settings import Config
 from loop.verify import verify
 from store import checkpoints
 from store.database import Store

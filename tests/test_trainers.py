@@ -177,7 +177,9 @@ def train(
 
 def test_a_configuration_finds_the_trainers_and_their_bounds() -> None:
     assert load("trainer", "preference", {"beta": 0.3}) == Preference(beta=0.3)
+    assert load("trainer", "preference", {"loss": ["ipo", "sigmoid"]}).loss == ["ipo", "sigmoid"]
     assert load("trainer", "supervised", {"epochs": 3}).epochs == 3.0
+    assert load("trainer", "roles.trainers.kto:Kto", {"beta": 0.2}).desirable_weight == 1.0
     with pytest.raises(UserError, match="learning_rate"):
         load("trainer", "preference", {"learning_rate": 0})
     with pytest.raises(UserError, match="whole micro-batches"):
@@ -185,9 +187,10 @@ def test_a_configuration_finds_the_trainers_and_their_bounds() -> None:
 
 
 def test_choosing_a_trainer_imports_neither_torch_nor_trl() -> None:
-    code = "import sys, roles.trainers.preference as p; p.Preference(); print(*sys.modules)"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
-    assert not {b"torch", b"trl", b"transformers"} & set(found.stdout.split())
+    for made in ("preference import Preference", "supervised import Supervised", "kto import Kto"):
+        code = f"import sys\nfrom roles.trainers.{made} as Made\nMade()\nprint(*sys.modules)"
+        found = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+        assert not {b"torch", b"trl", b"transformers"} & set(found.stdout.split())
 
 
 def test_reference_logprobs_are_those_of_the_sampled_ids(start: Checkpoint, tmp_path: Path) -> None:
@@ -493,6 +496,21 @@ TRL_SOURCES = {
     "DPOTrainer.training_step": (
         "bba41f264647016a01309e78b769eb862a749277c658d45fac3b755096ca3e54"
     ),
+    "KTOTrainer._compute_kl_logps": (
+        "ebc903a2f9f7cd83e43d3766d511da9a812e266ab01499991fea64ad1bd5b7d7"
+    ),
+    "KTOTrainer._compute_loss": (
+        "70e5262bf7b4fc7788f380c1dde2c8fcf33b1d90d01ec408ee9a57ee13b0a5e1"
+    ),
+    "KTOTrainer._precompute_ref_logps": (
+        "bb13017be7eeb8f2ef9bbfd093cc6e724eb6f9142e646e786b915ce4d1550667"
+    ),
+    "KTOTrainer._prepare_dataset": (
+        "d22cf45470e637d6e401da7de5d9300ae7c4e4ac00ae1993ca3291bfd7092540"
+    ),
+    "KTOTrainer.training_step": (
+        "bba41f264647016a01309e78b769eb862a749277c658d45fac3b755096ca3e54"
+    ),
     "SFTTrainer._prepare_dataset": (
         "04b668d28493f693e87d565997a6d2e829251dd656591f3d056561251a20d511"
     ),
@@ -512,10 +530,11 @@ TRL_SOURCES = {
 def test_the_trl_methods_that_are_overridden_are_those_we_read() -> None:
     """When this fails after an upgrade: read what changed in TRL, then write the new hashes."""
     from roles.trainers.demonstrations import DemonstrationTrainer
+    from roles.trainers.labelled import LabelledTrainer
     from roles.trainers.pairs import PairTrainer
 
     found = {}
-    for ours in (PairTrainer, DemonstrationTrainer):
+    for ours in (PairTrainer, DemonstrationTrainer, LabelledTrainer):
         own = [kind for kind in ours.__mro__ if kind.__module__.startswith("roles.")]
         theirs = [kind for kind in ours.__mro__ if kind.__module__.startswith("trl.")]
         for name in {name for kind in own for name in vars(kind) if name != "__init__"}:

@@ -13,6 +13,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from roles.proposers.recorded import wanted_answers
 from roles.protocols import Policy
 from store.errors import UserError
 from store.records import Call, Completion, Prompt
@@ -21,7 +22,8 @@ _CLASSES = (string.digits, string.ascii_lowercase, string.ascii_uppercase)
 
 
 class Demonstrations:
-    """n completions of each prompt: its reference answer, or what `column` holds.
+    """n completions of each prompt: what `column` holds, or its reference answer, or without one
+    the answers to imitate that came with the data, in turn.
 
     mistakes: the share of answers in which one character is wrong, drawn for each of the n apart.
     """
@@ -40,24 +42,41 @@ class Demonstrations:
         self, prompts: Sequence[Prompt], policy: Policy, call: Call
     ) -> list[list[Completion]]:
         """Each prompt's n completions; none where the longest would not fit behind it."""
-        written = []
-        for prompt in prompts:
-            answers = [self._answer(prompt, index, call) for index in range(self.n)]
-            completions = [policy.write(answer) for answer in answers]
-            longest = max(len(each.token_ids) for each in completions)
-            written.append(completions if longest <= policy.room(prompt) else [])
-        return written
+        return [written(self._answers(prompt, call), prompt, policy) for prompt in prompts]
 
-    def _answer(self, prompt: Prompt, index: int, call: Call) -> str:
-        found = prompt.reference if self.column is None else prompt.columns.get(self.column)
-        if not isinstance(found, str):
-            place = "reference answer" if self.column is None else f"text in column {self.column!r}"
-            raise UserError(
-                f"the prompt {prompt.messages[-1].content[:60]!r} has no {place} to demonstrate; "
-                "give it one, or name the column that has (option 'column')"
+    def _answers(self, prompt: Prompt, call: Call) -> list[str]:
+        right = self._right(prompt)
+        answers = [right[index % len(right)] for index in range(self.n)]
+        for index, answer in enumerate(answers):
+            chance = random.Random(call.seed_for(prompt.digest, "mistake", index))
+            if chance.random() < self.mistakes:
+                answers[index] = with_mistake(answer, chance)
+        return answers
+
+    def _right(self, prompt: Prompt) -> list[str]:
+        if self.column is not None:
+            found = prompt.columns.get(self.column)
+            right = [found] if isinstance(found, str) else []
+            lacks = f"text in column {self.column!r}"
+        else:
+            right = wanted_answers(prompt) if prompt.reference is None else [prompt.reference]
+            lacks = "reference or recorded answer"
+        if not right:
+            raise nothing_to_write(
+                prompt, lacks, "give it one, or name the column that has (option 'column')"
             )
-        chance = random.Random(call.seed_for(prompt.digest, "mistake", index))
-        return with_mistake(found, chance) if chance.random() < self.mistakes else found
+        return right
+
+
+def written(answers: Sequence[str], prompt: Prompt, policy: Policy) -> list[Completion]:
+    """`answers` as completions of the prompt; none where the longest would not fit behind it."""
+    completions = [policy.write(answer) for answer in answers]
+    longest = max(len(each.token_ids) for each in completions)
+    return completions if longest <= policy.room(prompt) else []
+
+
+def nothing_to_write(prompt: Prompt, lacks: str, right: str) -> UserError:
+    return UserError(f"the prompt {prompt.messages[-1].content[:60]!r} has no {lacks}; {right}")
 
 
 def with_mistake(text: str, chance: random.Random) -> str:

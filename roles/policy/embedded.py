@@ -15,7 +15,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from roles.policy.transformers import quiet
+from roles.policy.folders import quiet
 
 HIDDEN = 192
 LAYERS = 2

@@ -6,10 +6,14 @@ model would be trained behind other tokens than those it wrote its answer to.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+from jinja2 import TemplateError
+
+from roles.policy.folders import quiet
 from store.errors import UserError
-from store.records import Prompt
+from store.records import Message, Prompt
 
 
 def prompt_ids(tokenizer: Any, prompt: Prompt) -> list[int]:
@@ -24,11 +28,35 @@ def prompt_ids(tokenizer: Any, prompt: Prompt) -> list[int]:
         )
     turns = [{"role": turn.role, "content": turn.content} for turn in prompt.messages]
     begun = bool(turns) and turns[-1]["role"] == "assistant"
-    ids = tokenizer.apply_chat_template(
-        turns,
-        tokenize=True,
-        return_dict=False,
-        add_generation_prompt=not begun,
-        continue_final_message=begun,
-    )
+    try:
+        ids = tokenizer.apply_chat_template(
+            turns,
+            tokenize=True,
+            return_dict=False,
+            add_generation_prompt=not begun,
+            continue_final_message=begun,
+        )
+    except TemplateError as error:
+        roles = ", ".join(turn["role"] for turn in turns)
+        raise UserError(
+            f"the chat template of {tokenizer.name_or_path!r} does not take a chat of the roles "
+            f"{roles}: {error}"
+        ) from error
     return [int(token) for token in ids]
+
+
+def check_template(path: Path) -> None:
+    """Raises UserError when the tokenizer in a folder cannot write a question by its template.
+
+    Reads the tokenizer alone, so that it can be asked before a run begins.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        with quiet():
+            tokenizer = AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
+        said = " ".join(str(error).split())
+        raise UserError(f"the tokenizer in {str(path)!r} cannot be loaded: {said[:300]}") from error
+    if not prompt_ids(tokenizer, Prompt(messages=(Message(role="user", content="Why?"),))):
+        raise UserError(f"the chat template of {str(path)!r} makes no token of a question")

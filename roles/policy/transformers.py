@@ -18,25 +18,27 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import Field
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
-from transformers.utils import logging as hf_logging
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
+from roles.policy import adapters, devices
+from roles.policy.devices import Device
 from roles.policy.encoding import prompt_ids
+from roles.policy.folders import quiet
 from roles.policy.sampling import KeyedDraw, StopStrings, shared_start
 from store.errors import UserError
 from store.records import Checkpoint, Completion, FinishReason, Prompt, Sampling, TokenLogprobs
 
-DType = Literal["auto", "float32", "bfloat16"]
-Device = Literal["auto", "cpu", "cuda", "mps"]
+DType = Literal["auto", "float32", "bfloat16", "float16"]
 
 # How many logits a scoring pass may hold at once: 512 MiB of them in fp32.
 _LOGITS_AT_ONCE = 2**27
 
 
 class TransformersEngine:
-    """Opens checkpoints that `AutoModelForCausalLM` can load.
+    """Opens checkpoints that `AutoModelForCausalLM` can load, and adapters of them.
 
-    dtype: "auto" is float32 on a CPU, where it is bit-stable, and elsewhere the checkpoint's own.
+    dtype: "auto" is float32 on a CPU, where it is bit-stable, and elsewhere that of the stored
+    weights (an adapter's: of its base's).
     batch_size: rows in one forward pass.
     threads: of the CPU, for all of torch; None leaves them as they are.
     """
@@ -59,10 +61,12 @@ class TransformersEngine:
             raise UserError(f"no folder {str(checkpoint.path)!r} to open a checkpoint from")
         if self.threads is not None:
             torch.set_num_threads(self.threads)
-        device = _device(self.device)
+        device = devices.find(self.device)
         dtype = self.dtype
         if dtype == "auto" and device.type == "cpu":
             dtype = "float32"
+        if dtype == "bfloat16":
+            devices.check_bfloat16(device)
         return TransformersPolicy(checkpoint, dtype, device, self.batch_size)
 
 
@@ -82,6 +86,7 @@ class TransformersPolicy:
     def __init__(
         self, checkpoint: Checkpoint, dtype: str, device: torch.device, batch_size: int
     ) -> None:
+        self._checkpoint = checkpoint
         self._path = checkpoint.path
         self._dtype = dtype
         self._device = device
@@ -170,7 +175,7 @@ class TransformersPolicy:
         if (self._path / "generation_config.json").is_file():
             named = GenerationConfig.from_pretrained(self._path).eos_token_id
         else:
-            named = AutoConfig.from_pretrained(self._path).eos_token_id
+            named = self._config.eos_token_id
         if named is not None:
             found += named if isinstance(named, list) else [named]
         if not found:
@@ -196,8 +201,7 @@ class TransformersPolicy:
     @property
     def _model(self) -> Any:
         if self._weights is None:
-            with quiet():
-                model = AutoModelForCausalLM.from_pretrained(self._path, dtype=self._dtype)
+            model = adapters.load_model(self._checkpoint, self._dtype)
             # `generate` fills what its argument leaves open from the model's own settings
             # (repetition penalty, forced tokens), which would change what is sampled.
             model.generation_config = self._generation()
@@ -210,9 +214,12 @@ class TransformersPolicy:
     @cached_property
     def _positions(self) -> int | None:
         """How many tokens the model's context holds; None when its configuration does not say."""
-        config = AutoConfig.from_pretrained(self._path)
-        found = getattr(config.get_text_config(), "max_position_embeddings", None)
+        found = getattr(self._config.get_text_config(), "max_position_embeddings", None)
         return None if found is None else int(found)
+
+    @cached_property
+    def _config(self) -> Any:
+        return AutoConfig.from_pretrained(adapters.base_path(self._checkpoint))
 
     def _sample(self, rows: Sequence[_Row], sampling: Sampling) -> list[Completion]:
         room = rows[0].room
@@ -306,8 +313,8 @@ class TransformersPolicy:
         if seed is None:
             yield
             return
-        devices = [self._device] if self._device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
+        gpus = [self._device] if self._device.type == "cuda" else []
+        with torch.random.fork_rng(devices=gpus):
             torch.manual_seed(seed)
             self._model.train()
             try:
@@ -321,34 +328,3 @@ def _token_logps(logits_TV: Tensor, ids_T: Tensor) -> list[float]:
     chosen_T = logits_TV.gather(1, ids_T.unsqueeze(1)).squeeze(1)
     logps: list[float] = (chosen_T - logits_TV.logsumexp(-1)).tolist()
     return logps
-
-
-def _device(name: Device) -> torch.device:
-    found = [kind for kind in ("cuda", "mps", "cpu") if _has(kind)]
-    if name == "auto":
-        return torch.device(found[0])
-    if name not in found:
-        raise UserError(f"no device {name!r} on this machine; there are: {', '.join(found)}")
-    return torch.device(name)
-
-
-def _has(kind: str) -> bool:
-    if kind == "cuda":
-        return torch.cuda.is_available()
-    if kind == "mps":
-        return torch.backends.mps.is_available()
-    return True
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without transformers' progress bars and remarks, which would break the loop's own display."""
-    verbosity, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
-    hf_logging.set_verbosity_error()
-    hf_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        hf_logging.set_verbosity(verbosity)
-        if bars:
-            hf_logging.enable_progress_bar()

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from random import Random
 from typing import Any
 
 from roles.proposers.gym_tasks import COLUMN, make_dataset
+from roles.proposers.messages import with_system
 from roles.protocols import History, Policy
 from store.errors import UserError
 from store.records import Call, Message, Prompt, Split
@@ -25,22 +26,27 @@ _PATIENCE = 1000
 
 class ReasoningGym:
     """tasks: tables of a task's name, its own options and a `weight`, its share of the prompts.
-    instruction: written under every question.
+    instruction: written under every question. system: a system prompt, put before it.
     """
 
-    def __init__(self, tasks: list[dict[str, Any]], instruction: str | None = None):
+    def __init__(
+        self,
+        tasks: list[dict[str, Any]],
+        instruction: str | None = None,
+        system: str | None = None,
+    ):
         if not tasks:
             raise UserError('reasoning_gym needs at least one task, as in [{name = "chain_sum"}]')
         self._tasks = [_Task(table) for table in tasks]
         self._instruction = instruction
+        self._system = system
 
     def propose(
         self, count: int, split: Split, history: History, policy: Policy, call: Call
     ) -> list[Prompt]:
         held_out, asked = history.held_out(), history.asked()
         streams = [
-            _Stream(task, number, split, self._instruction, call)
-            for number, task in enumerate(self._tasks)
+            _Stream(task, number, split, self._ask, call) for number, task in enumerate(self._tasks)
         ]
         weights = [task.weight for task in self._tasks]
         taken: dict[str, Prompt] = {}
@@ -58,6 +64,11 @@ class ReasoningGym:
             taken[prompt.digest] = prompt
             call.progress(len(taken), count)
         return list(taken.values())
+
+    def _ask(self, question: str) -> tuple[Message, ...]:
+        if self._instruction:
+            question = f"{question}\n\n{self._instruction}"
+        return with_system((Message(role="user", content=question),), self._system)
 
 
 class _Task:
@@ -96,10 +107,17 @@ class _Task:
 class _Stream:
     """The prompts of one task in one call, one after the other."""
 
-    def __init__(self, task: _Task, number: int, split: Split, instruction: str | None, call: Call):
+    def __init__(
+        self,
+        task: _Task,
+        number: int,
+        split: Split,
+        ask: Callable[[str], tuple[Message, ...]],
+        call: Call,
+    ):
         self.task = task
         self._split = split
-        self._instruction = instruction
+        self._ask = ask
         self._entries = self._draw(call, number)
         # Asked in an earlier round: taken when nothing else is left.
         self._again: deque[Prompt] = deque()
@@ -138,16 +156,13 @@ class _Stream:
             chunk += 1
 
     def _prompt(self, entry: dict[str, Any]) -> Prompt:
-        question = entry["question"]
-        if self._instruction:
-            question = f"{question}\n\n{self._instruction}"
         column = {
             "task": self.task.name,
             "options": self.task.options,
             "metadata": entry["metadata"],
         }
         return Prompt(
-            messages=(Message(role="user", content=question),),
+            messages=self._ask(entry["question"]),
             reference=entry["answer"],
             task=self.task.name,
             split=self._split,

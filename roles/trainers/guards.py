@@ -18,6 +18,7 @@ import torch
 from transformers import Trainer, TrainerCallback
 from transformers.utils import logging as transformers_logging
 
+from roles.policy import adapters
 from roles.trainers import saves
 from store.records import Call
 
@@ -31,6 +32,13 @@ class Guarded(Trainer):  # type: ignore[misc]
 
     def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
         return dataset
+
+    def _load_from_checkpoint(self, folder: str, model: Any = None) -> None:
+        # Trainer looks for an adapter in a PeftModel only, and TRL would copy one of those.
+        if adapters.has_adapter(self.model):
+            adapters.restore(self.model, Path(folder))
+        else:
+            super()._load_from_checkpoint(folder, model)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         loss = super().training_step(*args, **kwargs)

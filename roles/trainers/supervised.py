@@ -9,11 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
-from pydantic import Field
-
-from roles.trainers.options import Options
+from roles.trainers.options import Options, Rate
 from store.records import Call, Checkpoint, Example, Training
 
 
@@ -21,7 +18,7 @@ from store.records import Call, Checkpoint, Example, Training
 class Supervised(Options):
     """Make the demonstrated answers likelier."""
 
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-5
+    learning_rate: Rate = 1e-5
 
     def train(
         self,

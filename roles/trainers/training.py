@@ -11,7 +11,6 @@ import gc
 import hashlib
 import json
 import math
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -19,8 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback
+from transformers import AutoTokenizer, PrinterCallback
 
+from roles.policy import adapters, devices
+from roles.policy.folders import save, stored_dtype
 from roles.trainers import saves
 from roles.trainers.guards import Diverged, Watch, quiet
 from roles.trainers.options import OPERATIONAL, Options
@@ -64,7 +65,7 @@ class Session:
         schedule = options.schedule
         arguments = config(
             output_dir=str(self.saves),
-            learning_rate=options.learning_rate,
+            learning_rate=options.rate(self.call.round),
             per_device_train_batch_size=options.rows_at_once,
             gradient_accumulation_steps=options.batch_size // options.rows_at_once,
             max_steps=self.steps,
@@ -78,7 +79,7 @@ class Session:
             bf16=self.dtype is torch.bfloat16,
             use_cpu=self.device == "cpu",
             dataloader_num_workers=0,
-            dataloader_pin_memory=self.device != "cpu",
+            dataloader_pin_memory=self.device == "cuda",
             # Both, because accelerate shuffles with its own generator.
             seed=self.call.seed_for("train") % 2**31,
             data_seed=self.call.seed_for("shuffle") % 2**31,
@@ -97,17 +98,49 @@ class Session:
             arguments._n_gpu = 1
         return arguments
 
+    @property
+    def adapts(self) -> bool:
+        """Whether what is trained is an adapter: the start's own, or a fresh one laid over it."""
+        return self.start.kind == "adapter" or self.options.lora_rank is not None
+
+    @property
+    def drops(self) -> bool:
+        """Whether the start computes otherwise while it is trained, by its adapter's dropout."""
+        return self.start.kind == "adapter" and adapters.settings(self.start)["lora_dropout"] > 0
+
     def model(self, checkpoint: Checkpoint) -> Any:
-        """The checkpoint's model in float32, without dropout."""
-        model = AutoModelForCausalLM.from_pretrained(checkpoint.path, dtype=torch.float32)
-        for module in model.modules():
+        """The checkpoint's model, without dropout but an adapter's own.
+
+        In float32; below an adapter, where nothing is trained, in the arithmetic of the passes.
+        """
+        dtype = self.dtype if self.adapts else torch.float32
+        model = adapters.load_model(checkpoint, dtype)
+        for name, module in model.named_modules():
+            if ".lora_dropout" in name:
+                continue
             # TRL only knows Dropout modules, but Llama and most others drop attention weights by
             # a number that they hand to a function.
-            for name, value in list(vars(module).items()):
-                if "drop" in name and isinstance(value, float):
-                    setattr(module, name, 0.0)
+            for key, value in list(vars(module).items()):
+                if "drop" in key and isinstance(value, float):
+                    setattr(module, key, 0.0)
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
+        return model
+
+    def _to_train(self) -> Any:
+        """The start's model, with a fresh adapter where one is asked for."""
+        options = self.options
+        model = self.model(self.start)
+        if self.start.kind == "full" and options.lora_rank is not None:
+            rank = options.lora_rank
+            adapters.add(
+                model,
+                rank=rank,
+                alpha=2.0 * rank if options.lora_alpha is None else options.lora_alpha,
+                dropout=options.lora_dropout,
+                targets=options.lora_targets,
+                seed=self.call.seed_for("adapter"),
+            )
         return model
 
     def run(
@@ -119,10 +152,10 @@ class Session:
 
         reference_logprobs is asked after `make` was called.
         """
-        model = self.model(self.start)
-        # TRL and Trainer write the tokenizer's special tokens into both; the weights leave with
-        # the configuration they came with.
-        configs = copy.deepcopy((model.config, model.generation_config))
+        model = self._to_train()
+        # TRL and Trainer write the tokenizer's special tokens into it; the weights leave with the
+        # configuration they came with.
+        config = copy.deepcopy(model.config)
         trainer = make(model)
         watch = Watch(self.call, self.saves, self.options.save_every_s)
         trainer.remove_callback(PrinterCallback)
@@ -139,20 +172,19 @@ class Session:
             )
         if watch.stopped:
             raise KeyboardInterrupt
-        model.config, model.generation_config = configs
+        model.config = config
         self._write(model)
         return Training(
             status="trained", steps=_steps(trainer), reference_logprobs=reference_logprobs()
         )
 
     def _write(self, model: Any) -> None:
-        model.save_pretrained(self.into)
-        # Copied and not saved anew, so that the tokenizer's digest stays what it was.
-        for path in sorted(self.start.path.iterdir()):
-            config = path.suffix in {".json", ".jinja", ".txt", ".model"}
-            of_weights = path.name == "config.json" or path.name.endswith(".index.json")
-            if path.is_file() and config and not of_weights:
-                shutil.copyfile(path, self.into / path.name)
+        if self.adapts:
+            adapters.write(model, adapters.base_path(self.start), self.start.path, self.into)
+        else:
+            if self.options.save_dtype == "start":
+                model.to(stored_dtype(self.start.path))
+            save(model, self.start.path, self.into)
         saves.sync_tree(self.into)
         saves.discard(self.saves)
 
@@ -169,11 +201,8 @@ def session(
     """The training of these examples: the one that `into` holds saves of, or a new one."""
     if not examples:
         raise ValueError("no examples to train on")
-    for checkpoint in filter(None, (start, reference)):
-        if checkpoint.kind != "full":
-            raise UserError(
-                f"{checkpoint.path} is an {checkpoint.kind}; this trainer takes full checkpoints"
-            )
+    if start.kind == "adapter":
+        _refuse_another_shape(options, start)
     device, dtype = _place(options)
     with quiet():
         tokenizer = AutoTokenizer.from_pretrained(start.path)
@@ -239,12 +268,25 @@ def _plan(
     }
 
 
+def _refuse_another_shape(options: Options, start: Checkpoint) -> None:
+    """An adapter is gone on with as it is; its shape cannot be another one than it has."""
+    has = adapters.settings(start)
+    for option, asked, key in (
+        ("lora_rank", options.lora_rank, "r"),
+        ("lora_alpha", options.lora_alpha, "lora_alpha"),
+    ):
+        if asked is not None and asked != has[key]:
+            raise UserError(
+                f"{option} {asked:g} was asked for, and the adapter to go on with, {start.path}, "
+                f"has {has[key]:g}; leave {option} out, or begin from its base"
+            )
+
+
 def _place(options: Options) -> tuple[str, torch.dtype]:
-    gpu = torch.cuda.is_available()
-    if options.device == "cuda" and not gpu:
-        raise UserError("device 'cuda' was asked for, but torch sees no GPU; 'auto' takes the CPU")
-    device = "cuda" if gpu and options.device != "cpu" else "cpu"
-    if options.dtype == "auto":
-        wide = device == "cpu" or not torch.cuda.is_bf16_supported()
-        return device, torch.float32 if wide else torch.bfloat16
-    return device, torch.float32 if options.dtype == "float32" else torch.bfloat16
+    device = devices.find(options.device)
+    if options.dtype == "bfloat16":
+        devices.check_bfloat16(device)
+    narrow = options.dtype == "bfloat16" or (
+        options.dtype == "auto" and devices.prefers_bfloat16(device)
+    )
+    return device.type, torch.bfloat16 if narrow else torch.float32

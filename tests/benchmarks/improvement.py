@@ -11,13 +11,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy
-
+from loop.gain import by_prompt, mean, over_runs, paired
 from loop.report import rounds
 from loop.retention import best_checkpoint
 from store.database import Store
-
-RESAMPLES = 10_000
 
 
 def run(folder: Path, seed: int) -> Path:
@@ -30,11 +27,11 @@ def run(folder: Path, seed: int) -> Path:
     return root
 
 
-def gains(store: Store) -> numpy.ndarray:
-    """By prompt of the test split: mean score after, minus mean score before, [prompts]."""
-    warmed_up, best = store.checkpoints("policy")[1], best_checkpoint(store, "policy")
-    before, after = (store.scores(each.id or 0, "test", "verifier") for each in (warmed_up, best))
-    return numpy.array([numpy.mean(after[key]) - numpy.mean(before[key]) for key in before])
+def gains(store: Store) -> list[float]:
+    """By prompt of the test split: mean score after, minus mean score before."""
+    ends = (store.beginning("policy"), best_checkpoint(store, "policy"))
+    scores = (by_prompt(store, each.id or 0, "verifier")["score"] for each in ends)
+    return [after - before for before, after in zip(*paired(*scores), strict=True)]
 
 
 def main(folder: Path, seeds: list[int]) -> None:
@@ -61,17 +58,9 @@ def main(folder: Path, seeds: list[int]) -> None:
         outside = [row["outside"] for row in rounds(store)["rounds"]]
         print(f"seed {seed}  decisions        " + ", ".join(row["decision"] for row in decided))
         print(f"seed {seed}  outside          " + ", ".join(f"{each:.1%}" for each in outside))
-        print(f"seed {seed}  gain {found[-1].mean():+.3f}  wall {took:.0f} s", flush=True)
-    random = numpy.random.default_rng(0)
-    means = numpy.empty(RESAMPLES)
-    for n in range(RESAMPLES):
-        drawn = random.integers(0, len(found), len(found))
-        means[n] = numpy.mean(
-            [random.choice(found[seed], len(found[seed])).mean() for seed in drawn]
-        )
-    low, high = numpy.percentile(means, [2.5, 97.5])
-    mean = numpy.mean([each.mean() for each in found])
-    print(f"mean gain over {len(seeds)} seeds {mean:+.3f}, 95 % interval [{low:+.3f}, {high:+.3f}]")
+        print(f"seed {seed}  gain {mean(found[-1]):+.3f}  wall {took:.0f} s", flush=True)
+    gain, low, high = over_runs(found)
+    print(f"mean gain over {len(seeds)} seeds {gain:+.3f}, 95 % interval [{low:+.3f}, {high:+.3f}]")
 
 
 if __name__ == "__main__":

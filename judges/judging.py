@@ -1,0 +1,133 @@
+"""Prompts that ask for a judgement whose right one is known, to warm up or train a judge.
+
+Each is what the judge `rubric` asks about an answer that is the reference or has mistakes in it.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from judges.rubric import rubric_prompt, rubric_template
+from judges.template import TASK, conversation, substitute
+from roles import plugins
+from roles.generators.demonstrations import with_mistake
+from roles.protocols import History, Policy, Proposer
+from store.errors import UserError
+from store.records import Call, Prompt, Split
+
+QUESTION = "question_digest"
+"""The column of what `Prompt.digest` of the question was."""
+
+
+class Judging:
+    """proposer: where the questions and their right answers come from: a role's table, as in
+    { use = "reasoning_gym", tasks = [...] }.
+    prompt, prompt_path, low, high: as the judge `rubric` has them.
+    mistakes: the share of answers that carry mistakes; worst: at most how many.
+    judgement: the right judgement, with places for {reference} and {score}.
+
+    The score of an answer is `high` where it is the reference, and else the share of its characters
+    that stand where they should, of the way from `low` to `high`, but below `high`.
+    """
+
+    def __init__(
+        self,
+        proposer: dict[str, Any],
+        prompt: str = "rubric",
+        prompt_path: Path | None = None,
+        mistakes: Annotated[float, Field(ge=0, le=1)] = 0.5,
+        worst: Annotated[int, Field(ge=1)] = 1,
+        low: int = 0,
+        high: int = 5,
+        judgement: str = "The right answer is {reference}.\nScore: {score}",
+    ) -> None:
+        options = dict(proposer)
+        use = options.pop("use", None)
+        if not isinstance(use, str):
+            raise UserError(
+                "proposer 'judging' takes its questions from another: "
+                f'proposer = {{ use = "reasoning_gym", ... }}; found {proposer}'
+            )
+        if not low < high:
+            raise UserError(f"the lowest score, {low}, is not below the highest, {high}")
+        self.proposer: Proposer = plugins.load("proposer", use, options)
+        self.template = rubric_template(prompt, prompt_path)
+        self.mistakes = mistakes
+        self.worst = worst
+        self.low = low
+        self.high = high
+        self.judgement = judgement
+
+    def propose(
+        self, count: int, split: Split, history: History, policy: Policy, call: Call
+    ) -> list[Prompt]:
+        """One prompt for each question that the other proposer gives."""
+        questions = self.proposer.propose(count, split, _Questions(history), policy, call)
+        held_out = history.held_out()
+        made = {one.digest: one for one in (self._prompt(each, call) for each in questions)}
+        return [one for digest, one in made.items() if digest not in held_out]
+
+    def _prompt(self, question: Prompt, call: Call) -> Prompt:
+        right = question.reference
+        if right is None:
+            raise UserError(
+                "proposer 'judging' needs questions with a right answer, and "
+                f"{question.messages[-1].content[:60]!r} has none"
+            )
+        answer = self._answer(right, random.Random(call.seed_for(question.digest, TASK)))
+        score = self.score(answer, right)
+        asked = rubric_prompt(self.template, question, answer)
+        return replace(
+            asked,
+            reference=substitute(self.judgement, {"reference": right, "score": str(score)}),
+            split=question.split,
+            columns={
+                "question": conversation(question),
+                "answer": answer,
+                "reference": right,
+                "score": score,
+                QUESTION: question.digest,
+            },
+        )
+
+    def _answer(self, right: str, chance: random.Random) -> str:
+        answer = right
+        if chance.random() < self.mistakes:
+            for _ in range(chance.randint(1, self.worst)):
+                answer = with_mistake(answer, chance)
+        return answer
+
+    def score(self, answer: str, right: str) -> int:
+        """What the right judgement of `answer` gives it."""
+        if answer == right:
+            return self.high
+        alike = sum(map(str.__eq__, answer, right)) / max(len(answer), len(right))
+        return min(round(self.low + (self.high - self.low) * alike), self.high - 1)
+
+
+class _Questions:
+    """A history in which a prompt made here also stands for the question inside it.
+
+    A question whose judgement is held out then stays out of training, whatever answer it gets.
+    """
+
+    def __init__(self, history: History) -> None:
+        self._history = history
+
+    def asked(self) -> frozenset[str]:
+        return self._history.asked() | self._inside("train")
+
+    def held_out(self) -> frozenset[str]:
+        return self._history.held_out() | self._inside("gate", "test", "anchor")
+
+    def prompts(self, *splits: Split) -> list[Prompt]:
+        return self._history.prompts(*splits)
+
+    def _inside(self, *splits: Split) -> frozenset[str]:
+        columns = (prompt.columns for prompt in self._history.prompts(*splits))
+        return frozenset(each[QUESTION] for each in columns if QUESTION in each)

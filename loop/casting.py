@@ -1,0 +1,60 @@
+"""Which class plays which role: every part that a configuration names, made and checked."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from loop.settings import Config, Model, Role
+from roles import plugins
+from store import checkpoints
+from store.errors import UserError
+
+
+def load_roles(config: Config) -> dict[int, Any]:
+    """Every role the configuration names, made and checked: id() of its table -> the role.
+
+    The models' folders are checked as well. Raises UserError for the first that will not do.
+    """
+    wanted = list(config.roles())
+    folders = {
+        name: checkpoints.locate(model.path)
+        for name, model in config.models.items()
+        if model.path != "embedded"
+    }
+    for role, table in wanted:
+        _check_model(config, role, table)
+    made = {id(table): plugins.load(role, table.use, table.options) for role, table in wanted}
+    for name, folder in folders.items():
+        model = config.models[name]
+        _check_template(model, folder, made[id(model.engine)])
+    return made
+
+
+def _check_model(config: Config, role: str, table: Role) -> None:
+    known = ["round", *(f"model:{name}" for name in config.models)]
+    if table.model is not None and role != "judge":
+        raise UserError(f"{role} {table.use!r} has no option 'model'; only a judge asks a model")
+    if table.thinking != "shown" and role != "judge":
+        raise UserError(f"{role} {table.use!r} has no option 'thinking'; it is a judge's")
+    if table.model is not None and table.model not in known:
+        raise UserError(
+            f"judge {table.use!r} asks the model {table.model!r}; there are: {', '.join(known)}"
+        )
+
+
+def _check_template(model: Model, folder: Path, engine: Any) -> None:
+    """Only where an engine will write prompts by it."""
+    from roles.policy.encoding import check_template
+    from roles.policy.transformers import TransformersEngine
+
+    if not isinstance(engine, TransformersEngine):
+        return
+    if model.template_path is None:
+        check_template(folder)
+        return
+    with tempfile.TemporaryDirectory() as place:
+        tried = Path(place) / folder.name
+        checkpoints.with_template(folder, Path(model.template_path), tried)
+        check_template(tried)

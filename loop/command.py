@@ -1,0 +1,88 @@
+"""A command of the user's that measures a checkpoint: a path in, a JSON object of metrics out.
+
+A metric is a number, or a list of numbers, one an item, in an order that stays the same: those
+can be paired with another checkpoint's, so a rule that uses them has an interval.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shlex
+import subprocess
+from typing import Any
+
+from loop.measure import RESAMPLES, bootstrap
+from loop.settings import Command
+from store.errors import UserError
+from store.records import Checkpoint, Evaluation
+
+SHOWN = 300
+"""Characters of a command's own words in an error."""
+
+
+def run_command(
+    name: str, command: Command, checkpoint: Checkpoint, by: str, seed: int
+) -> list[Evaluation]:
+    """The metrics that the command prints: the last line of its output that is a JSON object.
+
+    by: what the gate hears, as in Gate. Raises UserError when the command cannot be started,
+    fails, takes too long, or prints no such line or not the metrics that rules use.
+    """
+    path = str(checkpoint.path.absolute())
+    words = [word.replace("{checkpoint}", path) for word in shlex.split(command.run)]
+    told = f"evaluate.command.{name} ({words[0]})"
+    try:
+        done = subprocess.run(
+            words,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=command.timeout_s,
+            env=os.environ | {"RATCHET_CHECKPOINT": path},
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise UserError(f"{told} took longer than its timeout_s, {command.timeout_s:g} s") from None
+    except OSError as error:
+        raise UserError(f"{told} cannot be started: {error.strerror}") from None
+    if done.returncode != 0:
+        said = " ".join((done.stderr or done.stdout).split())[-SHOWN:]
+        raise UserError(f"{told} ended with exit code {done.returncode}: {said}")
+    found = [
+        _evaluation(name, metric, value, checkpoint.model, seed, told)
+        for metric, value in _metrics(done.stdout, told).items()
+    ]
+    there = [each.metric for each in found]
+    heard = by.removeprefix(f"{name}.") if by.startswith(f"{name}.") else None
+    for metric in (command.guard, heard):
+        if metric is not None and metric not in there:
+            raise UserError(f"{told} printed no metric {metric!r}; it printed: {', '.join(there)}")
+    return found
+
+
+def _metrics(output: str, told: str) -> dict[str, Any]:
+    for line in (output.strip(), *reversed(output.splitlines())):
+        try:
+            found = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(found, dict) and found:
+            return found
+    said = " ".join(output.split())[-SHOWN:]
+    raise UserError(f'{told} printed no JSON object such as {{"accuracy": 0.5}}; it said: {said!r}')
+
+
+def _evaluation(name: str, metric: str, value: Any, model: str, seed: int, told: str) -> Evaluation:
+    items = value if isinstance(value, list) else [value]
+    numbers = [each for each in items if isinstance(each, int | float) and math.isfinite(each)]
+    if not items or len(numbers) < len(items):
+        raise UserError(
+            f"{told}: metric {metric!r} is a finite number or a list of them, found {value!r:.60}"
+        )
+    kept: dict[str, Any] = {"value": float(numbers[0])}
+    if isinstance(value, list):
+        mean, low, high = bootstrap(numbers, RESAMPLES, seed)
+        kept = {"value": mean, "low": low, "high": high, "items": tuple(map(float, numbers))}
+    return Evaluation(model=model, split="gate", suite=name, metric=metric, n=len(numbers), **kept)

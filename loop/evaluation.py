@@ -1,0 +1,178 @@
+"""How a checkpoint is measured: held-out prompts, old skills, its judging, commands of the user's.
+
+Everything here is kept as rows like a round's own work, so it is resumed and asked in the same
+way. Rows of a suite and of anchors have a track of their own, MODEL:NAME.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+from loop.command import run_command
+from loop.context import Context, Rows, StoredHistory
+from loop.measure import gap, judging, measure
+from loop.settings import Role
+from loop.work import checked, judge_asked, sample
+from roles.protocols import Generator, Policy, Proposer
+from store.errors import UserError
+from store.records import (
+    Checkpoint,
+    Completion,
+    Evaluation,
+    Prompt,
+    Purpose,
+    Round,
+    Sampling,
+    Split,
+)
+
+HELD_OUT: tuple[Split, ...] = ("gate", "test")
+Answering = Callable[[Sequence[Prompt], Policy], list[Any]]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Prompts that are kept from training."""
+
+    split: Split
+    suite: str
+    count: int
+    proposer: Role
+    setting: str
+
+
+def hold_out(context: Context, round: Round) -> None:
+    """Keep prompts for every measurement before any is asked for training."""
+    for each in _kept(context):
+        if context.store.count_prompts(each.split, each.suite):
+            continue
+        proposer = cast(Proposer, context.role(each.proposer))
+        policy = context.policy(context.store.incumbent(next(iter(context.config.models))))
+        place = each.split if each.suite == "held_out" else f"{each.split}:{each.suite}"
+        call = context.call(round, place, "propose")
+        held = proposer.propose(each.count, each.split, StoredHistory(context.store), policy, call)
+        held = list(checked(context, held, each.split, each.proposer.use))
+        if len(held) < each.count:
+            raise UserError(
+                f"{each.setting} is {each.count}, and proposer {each.proposer.use!r} "
+                f"gave {len(held)} prompts for it; ask for as many as there are"
+            )
+        context.store.add_prompts([replace(prompt, suite=each.suite) for prompt in held])
+
+
+def _kept(context: Context) -> Iterator[Kept]:
+    own = context.config.evaluate
+    yield Kept("gate", "held_out", own.gate_prompts, own.proposer, "evaluate.gate_prompts")
+    yield Kept("test", "held_out", own.test_prompts, own.proposer, "evaluate.test_prompts")
+    if (anchors := own.anchors) is not None:
+        setting = "evaluate.anchors.prompts"
+        yield Kept("anchor", "held_out", anchors.prompts, anchors.proposer, setting)
+    for name, suite in own.suite.items():
+        setting = f"evaluate.suite.{name}.prompts"
+        yield Kept("gate", name, suite.prompts, suite.proposer, setting)
+
+
+def under_test(context: Context, round: Round) -> list[Checkpoint]:
+    """The newest checkpoint of each model that this round made (in round 0: or took)."""
+    newest = {each.model: each for each in context.store.checkpoints(round_id=round.id)}
+    return [each for each in newest.values() if each.status != "diverged"]
+
+
+@dataclass(frozen=True)
+class Questions:
+    """Asked rows of one measurement, how they are answered and by whom they are judged."""
+
+    rows: Rows
+    prompts: Sequence[Prompt]
+    answer: Answering
+    judges: tuple[Role, ...]
+
+
+def questions(context: Context, round: Round, checkpoint: Checkpoint) -> Iterator[Questions]:
+    """All that a checkpoint is asked in a round, in order."""
+    store, model, own = context.store, checkpoint.model, context.config.evaluate
+    held = [prompt for split in HELD_OUT for prompt in store.prompts(split, "held_out")]
+    judge, fixed = context.config.judge(model), own.judge
+    # To ask a model about every held-out answer would cost more than the answers: anchors do.
+    also = (judge,) if judge.model is None and judge.label != fixed.label else ()
+    for purpose, samples in (("sampled", own.samples), ("greedy", 1)):
+        sampling = own.sampling(greedy=purpose == "greedy")
+        rows = Rows(round, model, cast(Purpose, purpose))
+        judges = (fixed, *also) if purpose == "sampled" else (fixed,)
+        yield Questions(rows, held, _sampled(context, rows, sampling, samples), judges)
+    for name, suite in own.suite.items():
+        rows = Rows(round, f"{model}:{name}", "greedy")
+        sampling = Sampling(temperature=0.0, max_tokens=suite.max_tokens, stop=suite.stop)
+        prompts = store.prompts("gate", name)
+        yield Questions(rows, prompts, _sampled(context, rows, sampling, 1), (suite.judge,))
+    if own.anchors is not None:
+        rows = Rows(round, f"{model}:anchors", "anchor")
+        written = _written(context, rows, own.anchors.generator)
+        judges = (fixed,) if judge.label == fixed.label else (fixed, judge)
+        yield Questions(rows, store.prompts("anchor"), written, judges)
+
+
+def _sampled(context: Context, rows: Rows, sampling: Sampling, count: int) -> Answering:
+    call = context.call(rows.round, rows.track, f"evaluate {rows.purpose}")
+
+    def answer(prompts: Sequence[Prompt], policy: Policy) -> list[list[Completion]]:
+        seeds = [[call.seed_for(each.digest, index) for index in range(count)] for each in prompts]
+        return policy.sample(prompts, sampling=sampling, seeds=seeds)
+
+    return answer
+
+
+def _written(context: Context, rows: Rows, generator: Role) -> Answering:
+    """Anchors get the same answers in every round, or their judgements could not be compared."""
+    call = replace(context.call(rows.round, rows.track, "anchors"), round=0)
+    writing = cast(Generator, context.role(generator))
+
+    def answer(prompts: Sequence[Prompt], policy: Policy) -> list[list[Completion]]:
+        return writing.generate(prompts, policy, call)
+
+    return answer
+
+
+def ask(context: Context, asked: Questions, checkpoint: Checkpoint) -> bool:
+    """Answers and judgements of one measurement. False: the budget did not suffice."""
+    rows = asked.rows
+    if not context.store.is_asked(*rows.key):
+        context.store.ask(*rows.key, asked.prompts, context.config.batch_prompts)
+    sample(context, rows, checkpoint, asked.answer)
+    if context.store.unsampled(*rows.key):
+        return False
+    for role in asked.judges:
+        judge_asked(context, rows, role, checkpoint.model, checkpoint)
+    return True
+
+
+def measure_checkpoint(context: Context, round: Round, checkpoint: Checkpoint) -> list[Evaluation]:
+    """Every number of a checkpoint whose answers are judged."""
+    store, model, own = context.store, checkpoint.model, context.config.evaluate
+    judge, fixed, id = context.config.judge(model), own.judge, cast(int, round.id)
+    seed = context.call(round, model, "evaluate").seed_for("bootstrap")
+    answers = store.answers(id, model, fixed.label)
+    found = [
+        each for split in HELD_OUT for each in measure(model, split, answers, fixed.label, seed)
+    ]
+    if judge.model is None:
+        chosen = store.answers(id, model, judge.label)
+        left_to_teach = gap(model, "gate", answers, chosen, judge.label, seed)
+        found += [] if left_to_teach is None else [left_to_teach]
+    for name, suite in own.suite.items():
+        answers = store.answers(id, f"{model}:{name}", suite.judge.label)
+        measured = measure(model, "gate", answers, suite.judge.label, seed)
+        greedy = [each for each in measured if each.metric != "accuracy_sampled"]
+        found += [replace(each, suite=name) for each in greedy]
+    if own.anchors is not None:
+        track = f"{model}:anchors"
+        truth, judged = (store.answers(id, track, each.label) for each in (fixed, judge))
+        spread = store.variances(id, track, judge.label)
+        found += judging(model, truth, judged, spread, judge.label, seed)
+    for name, command in own.command.items():
+        context.close_policy()  # the command may need the memory
+        context.progress.say(f"round {round.number}  {model}: {name} measures {checkpoint.path}")
+        found += run_command(name, command, checkpoint, context.config.gate.by, seed)
+    return found

@@ -1,0 +1,387 @@
+"""What a run may be told: frozen tables with a bound and a sentence for every setting.
+
+A setting is marked operational when it may change during a run; a change of any other makes
+another run. Reading files into these tables is loop/config.py.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shlex
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    model_serializer,
+    model_validator,
+)
+from pydantic.config import JsonDict
+
+from store.records import Sampling
+
+ROLES = ("proposer", "generator", "judge", "filter")
+Tables = dict[str, Any]
+OPERATIONAL: JsonDict = {"operational": True}
+"""Marks a setting that may change during a run; a change of any other makes another run."""
+Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$")]
+Share = Annotated[StrictFloat, Field(ge=0, le=1)]
+
+
+class Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Role(Frozen):
+    """Which class fills a role, and the options it is made with.
+
+    A judge also has: whose model it asks, and whether it sees what stands in <think>.
+    """
+
+    use: str
+    model: str | None = None
+    thinking: Literal["shown", "hidden"] = "shown"
+    options: dict[str, Any] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather(cls, table: Any) -> Any:
+        if isinstance(table, str):
+            return {"use": table}
+        if not isinstance(table, Mapping) or "use" not in table:
+            raise ValueError('a role is a table with a key "use"')
+        own = {key: table[key] for key in ("use", "model", "thinking") if key in table}
+        return own | {"options": {key: table[key] for key in table if key not in own}}
+
+    @model_serializer
+    def _flat(self) -> Tables:
+        model = {} if self.model is None else {"model": self.model}
+        thinking = {} if self.thinking == "shown" else {"thinking": self.thinking}
+        return {"use": self.use, **model, **thinking, **self.options}
+
+    @property
+    def label(self) -> str:
+        """Its name in the store: what is used, told apart by its model and options, if any."""
+        told_apart = self.model_dump(mode="json")
+        del told_apart["use"]
+        return f"{self.use}#{digest(told_apart)[:6]}" if told_apart else self.use
+
+
+class Track(Frozen):
+    """One line of propose, generate, judge, filter inside a round."""
+
+    model: str = Field("policy", description="which model it samples and makes examples for")
+    prompts: StrictInt = Field(256, ge=1, description="prompts asked a round")
+    proposer: Role
+    generator: Role
+    judge: Role
+    filter: Role
+
+
+class Warmup(Frozen):
+    """Round 0: what is learned before the first round, all tracks of a model in one training."""
+
+    track: dict[Name, Track]
+    trainer: Role
+
+
+class Mix(Frozen):
+    """Which examples a training learns from beside those of its own round.
+
+    Shares are of the number of examples that the round itself gave.
+    """
+
+    rounds: tuple[Annotated[StrictFloat, Field(ge=0, le=100)], ...] = Field(
+        (1.0,), min_length=1, description="of this round, of the one before, and so on"
+    )
+    replay: StrictFloat = Field(
+        0.0, ge=0, le=100, description="of any rounds before those, warm-up aside"
+    )
+    real: StrictFloat = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="the least share of the whole that came with data and from no policy",
+    )
+
+    @model_validator(mode="after")
+    def _this_round_counts(self) -> Mix:
+        if not 0 < self.rounds[0] <= 1:
+            raise ValueError(
+                "the share of a round's own examples, the first of rounds, is in (0, 1]"
+            )
+        return self
+
+
+class Model(Frozen):
+    """A model that the run improves."""
+
+    path: str = Field(description='a folder, a Hub id, or "embedded"')
+    template_path: str | None = Field(
+        None, description="a Jinja chat template, for a model that has none or another"
+    )
+    start_from: Literal["incumbent", "base", "previous"] = Field(
+        "incumbent",
+        description="where a round's training begins: what was accepted last, what the rounds "
+        "began from, or what was trained last, accepted or not",
+    )
+    reference: Literal["start", "base"] = Field(
+        "start", description="what preference training is held to: where it began, or the base"
+    )
+    fresh_adapter: StrictBool = Field(
+        False, description="merge an adapter before each round, and train a new one"
+    )
+    mix: Mix = Mix()
+    engine: Role
+    trainer: Role
+
+
+class Anchors(Frozen):
+    """Answers of known worth, by which the judge of each round is measured."""
+
+    prompts: StrictInt = Field(100, ge=2)
+    proposer: Role
+    generator: Role
+
+
+class Suite(Frozen):
+    """Skills that a model had and must not lose, measured greedily each round."""
+
+    proposer: Role
+    judge: Role
+    prompts: StrictInt = Field(200, ge=2)
+    max_tokens: StrictInt = Field(256, ge=1)
+    stop: tuple[str, ...] = ()
+    max_fall: Share = Field(
+        0.0, description="rejected when it surely scores this much below what the rounds began from"
+    )
+
+    @model_validator(mode="after")
+    def _somebody_else_grades(self) -> Suite:
+        if self.judge.model is not None:
+            raise ValueError("every model of the run is under test, and none grades itself")
+        return self
+
+
+class Command(Frozen):
+    """A command of the user's: a checkpoint's path in, metrics as a JSON object out."""
+
+    run: str = Field(description="its words as in a shell; {checkpoint} stands for the path")
+    timeout_s: StrictFloat = Field(3600.0, gt=0)
+    guard: str | None = Field(None, description="the metric that must not fall")
+    max_fall: StrictFloat = Field(0.0, ge=0, description="below the incumbent's")
+
+    @model_validator(mode="after")
+    def _names_the_checkpoint(self) -> Command:
+        try:
+            words = shlex.split(self.run)
+        except ValueError as error:
+            raise ValueError(f"run is not a command: {error}") from None
+        if not any("{checkpoint}" in word for word in words):
+            raise ValueError("run has no {checkpoint}, so it would measure something else")
+        return self
+
+
+class Evaluate(Frozen):
+    """How checkpoints are measured, on prompts that are never trained on."""
+
+    judge: Role
+    proposer: Role
+    gate_prompts: StrictInt = Field(200, ge=2, description="prompts that the gate sees")
+    test_prompts: StrictInt = Field(300, ge=2, description="prompts that no rule sees")
+    samples: StrictInt = Field(
+        4, ge=1, description="sampled answers a prompt; one greedy one is added"
+    )
+    temperature: StrictFloat = Field(1.0, gt=0, le=10)
+    top_p: StrictFloat = Field(1.0, gt=0, le=1)
+    top_k: StrictInt = Field(0, ge=0)
+    max_tokens: StrictInt = Field(256, ge=1)
+    stop: tuple[str, ...] = ()
+    anchors: Anchors | None = None
+    suite: dict[Name, Suite] = {}
+    command: dict[Name, Command] = {}
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Evaluate:
+        if both := sorted(self.suite.keys() & self.command.keys()):
+            raise ValueError(f"{both[0]!r} is the name of a suite and of a command")
+        return self
+
+    @model_validator(mode="after")
+    def _somebody_else_grades(self) -> Evaluate:
+        if self.judge.model is not None:
+            raise ValueError("every model of the run is under test, and none grades itself")
+        return self
+
+    def sampling(self, *, greedy: bool) -> Sampling:
+        return Sampling(
+            temperature=0.0 if greedy else self.temperature,
+            top_p=self.top_p,
+            top_k=self.top_k,
+            max_tokens=self.max_tokens,
+            stop=self.stop,
+        )
+
+
+class Gate(Frozen):
+    """What a new checkpoint must show to replace the incumbent."""
+
+    by: str = Field(
+        "held_out",
+        description='what decides: "held_out", or a metric of a command as "name.metric"',
+    )
+    min_gain: StrictFloat = Field(0.0, ge=-1, le=1, description="what the lower bound must pass")
+    undecided: Literal["keep", "revert"] = Field(
+        "revert", description="what to go on with when the interval holds zero"
+    )
+    resamples: StrictInt = Field(10_000, ge=100, le=1_000_000)
+    patience: StrictInt = Field(
+        2,
+        ge=0,
+        description="rounds without an accepted checkpoint after which the run stops; 0 = never",
+        json_schema_extra=OPERATIONAL,
+    )
+    target: StrictFloat | None = Field(
+        None,
+        description="the run ends when the gate's score reaches this",
+        json_schema_extra=OPERATIONAL,
+    )
+
+
+class Budget(Frozen):
+    generated_tokens: StrictInt = Field(
+        0,
+        ge=0,
+        description="the run stops at this many; 0 = no limit",
+        json_schema_extra=OPERATIONAL,
+    )
+
+
+class Checkpoints(Frozen):
+    keep_last: StrictInt = Field(
+        2,
+        ge=1,
+        description="checkpoints kept beside the incumbent and the best",
+        json_schema_extra=OPERATIONAL,
+    )
+
+
+class Config(Frozen):
+    """Everything a run is, expanded."""
+
+    rounds: StrictInt = Field(
+        3,
+        ge=0,
+        description="rounds after the warm-up; 0 = until stopped",
+        json_schema_extra=OPERATIONAL,
+    )
+    seed: StrictInt = Field(0, ge=0, lt=2**31)
+    batch_prompts: StrictInt = Field(
+        64, ge=1, description="prompts worked on and committed together"
+    )
+    track: dict[Name, Track]
+    models: dict[Name, Model]
+    warmup: Warmup | None = None
+    evaluate: Evaluate
+    gate: Gate = Gate()
+    budget: Budget = Budget()
+    checkpoints: Checkpoints = Checkpoints()
+
+    @model_validator(mode="after")
+    def _tracks_have_models(self) -> Config:
+        for name, track in self.track.items():
+            if track.model not in self.models:
+                raise ValueError(f"track {name!r} is of model {track.model!r}, which is not there")
+        idle = set(self.models) - {track.model for track in self.track.values()}
+        if idle:
+            raise ValueError(f"no track makes examples for model {sorted(idle)[0]!r}")
+        return self
+
+    @model_validator(mode="after")
+    def _the_gate_hears_a_command(self) -> Config:
+        name, _, metric = self.gate.by.partition(".")
+        if self.gate.by != "held_out" and (not metric or name not in self.evaluate.command):
+            there = ", ".join(f'"{each}.METRIC"' for each in self.evaluate.command)
+            raise ValueError(
+                f'gate.by is "held_out" or a metric of a command ({there or "there is none"}), '
+                f"found {self.gate.by!r}"
+            )
+        return self
+
+    def tracks(self, round: int) -> dict[str, Track]:
+        """The tracks of a round. Round 0 has the warm-up's, if any, and no others."""
+        if round > 0:
+            return self.track
+        return {} if self.warmup is None else self.warmup.track
+
+    def roles(self) -> Iterator[tuple[str, Role]]:
+        """Every role that is named, and as what."""
+        yield "judge", self.evaluate.judge
+        yield "proposer", self.evaluate.proposer
+        if (anchors := self.evaluate.anchors) is not None:
+            yield "proposer", anchors.proposer
+            yield "generator", anchors.generator
+        for suite in self.evaluate.suite.values():
+            yield "proposer", suite.proposer
+            yield "judge", suite.judge
+        for track in (*self.tracks(0).values(), *self.track.values()):
+            for role in ROLES:
+                yield role, getattr(track, role)
+        for model in self.models.values():
+            yield "engine", model.engine
+            yield "trainer", model.trainer
+        if self.warmup is not None:
+            yield "trainer", self.warmup.trainer
+
+    def judge(self, model: str) -> Role:
+        """The judge whose choices a model is trained on: its first track's."""
+        return next(track.judge for track in self.track.values() if track.model == model)
+
+    def trainer(self, round: int, model: str) -> Role:
+        if round == 0 and self.warmup is not None:
+            return self.warmup.trainer
+        return self.models[model].trainer
+
+    @property
+    def identity(self) -> str:
+        """Digest of the settings that make the run what it is."""
+        return digest({key: value for key, value in flat(self).items() if not operational(key)})
+
+
+def flat(config: Config) -> dict[str, Any]:
+    """Dotted key -> value."""
+    found: dict[str, Any] = {}
+
+    def walk(place: str, value: Any) -> None:
+        if isinstance(value, dict) and value:
+            for key, inner in value.items():
+                walk(f"{place}.{key}" if place else key, inner)
+        else:
+            found[place] = value
+
+    walk("", config.model_dump(mode="json"))
+    return found
+
+
+def operational(key: str) -> bool:
+    """Whether a setting, named by its dotted key, may change during a run."""
+    model: Any = Config
+    for part in key.split("."):
+        fields = getattr(model, "model_fields", {})
+        item = fields.get(part)
+        if item is None:
+            return False
+        if item.json_schema_extra == OPERATIONAL:
+            return True
+        model = item.annotation
+    return False
+
+
+def digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
