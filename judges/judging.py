@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,7 +30,9 @@ class Judging:
     { use = "reasoning_gym", tasks = [...] }.
     prompt, prompt_path, low, high: as the judge `rubric` has them.
     mistakes: the share of answers that carry mistakes; worst: at most how many.
-    judgement: the right judgement, with places for {reference} and {score}.
+    judgement: the right judgement, with places for {reference}, {score} and {comparison}, which is
+    reference and answer side by side, a character at a time: `c:c+ a:o- t:t+`. A small model that
+    writes it finds each difference in what it just wrote.
 
     The score of an answer is `high` where it is the reference, and else the share of its characters
     that stand where they should, of the way from `low` to `high`, but below `high`.
@@ -84,7 +87,14 @@ class Judging:
         asked = rubric_prompt(self.template, question, answer)
         return replace(
             asked,
-            reference=substitute(self.judgement, {"reference": right, "score": str(score)}),
+            reference=substitute(
+                self.judgement,
+                {
+                    "reference": right,
+                    "score": str(score),
+                    "comparison": compared(right, answer),
+                },
+            ),
             split=question.split,
             columns={
                 "question": conversation(question),
@@ -108,6 +118,12 @@ class Judging:
             return self.high
         alike = sum(map(str.__eq__, answer, right)) / max(len(answer), len(right))
         return min(round(self.low + (self.high - self.low) * alike), self.high - 1)
+
+
+def compared(right: str, answer: str) -> str:
+    """The two side by side, a character at a time; where one has none there is a `_`."""
+    pairs = zip_longest(right, answer, fillvalue="_")
+    return " ".join(f"{one}:{other}{'+' if one == other else '-'}" for one, other in pairs)
 
 
 class _Questions:

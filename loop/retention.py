@@ -17,7 +17,7 @@ def tidy(context: Context) -> None:
     store = context.store
     checkpoints.sweep(context.root)
     pruned: list[Checkpoint] = []
-    for model, own in context.config.models.items():
+    for model in context.config.models:
         made = [each for each in store.checkpoints(model) if each.status != "pruned"]
         if not made:
             continue
@@ -27,8 +27,8 @@ def tidy(context: Context) -> None:
         kept = {best.id, incumbent.id} | {
             each.id for each in made[-context.config.checkpoints.keep_last :]
         }
-        if "base" in (own.start_from, own.reference) or _asks_base(context):
-            kept.add(store.beginning(model).id)
+        if store.rounds():
+            kept.add(store.beginning(model).id)  # `loop sample` answers beside it
         kept |= {each.base_id for each in made if each.id in kept}  # an adapter is nothing alone
         inside = [each for each in made if each.path.is_relative_to(context.root)]
         pruned += [each for each in inside if each.id not in kept]
@@ -36,12 +36,6 @@ def tidy(context: Context) -> None:
     for each in store.checkpoints():  # those that a kill left behind as well
         if each.status == "pruned" and each.path.is_relative_to(context.root):
             checkpoints.remove(each.path)
-
-
-def _asks_base(context: Context) -> bool:
-    """Whether a judge asks what the rounds began from."""
-    judges = (role for kind, role in context.config.roles() if kind == "judge")
-    return any(role.model == "checkpoint:base" for role in judges)
 
 
 def best_checkpoint(store: Store, model: str) -> Checkpoint:

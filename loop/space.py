@@ -46,8 +46,8 @@ def needed(config: Config, roles: Mapping[int, Any]) -> Need:
     and the database. `roles` are those that load_roles made of `config`.
     """
     weights = [_trained(model, roles[id(model.trainer)]) for model in config.models.values()]
-    # Beside the last ones: the incumbent and the best.
-    kept = config.checkpoints.keep_last + 2
+    # Beside the last ones: the incumbent, the best, and what the rounds began from.
+    kept = config.checkpoints.keep_last + 3
     if config.rounds:
         kept = min(kept, config.rounds + 1)
     return Need(

@@ -504,6 +504,17 @@ def test_kto_is_its_formula_in_micro_batches_too(
     assert stored == pytest.approx(totals(otherwise)[0, 0], abs=1e-3)
 
 
+def test_kto_goes_through_the_same_steps_in_micro_batches(setting: Setting, tmp_path: Path) -> None:
+    whole, parts = (
+        train(kto(batch_size=4, micro_batch_size=size), setting, tmp_path / str(size), examples)
+        for size, examples in ((None, labelled(setting)), (2, labelled(setting)))
+    )
+    assert len(whole.steps) == 4
+    for one, other in zip(whole.steps, parts.steps, strict=True):
+        assert one.loss == pytest.approx(other.loss, rel=1e-4)
+        assert one.metrics["kl"] == pytest.approx(other.metrics["kl"], rel=1e-3, abs=1e-3)
+
+
 @pytest.mark.parametrize("loss", ["kto", "apo_zero_unpaired"])
 def test_kto_begins_at_half_its_weights_and_tells_wanted_from_unwanted(
     setting: Setting, tmp_path: Path, loss: str

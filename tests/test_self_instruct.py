@@ -12,7 +12,8 @@ import pytest
 from roles import plugins
 from roles.policy.embedded import build
 from roles.policy.transformers import TransformersEngine
-from roles.proposers.self_instruct import SelfInstruct
+from roles.proposers.proposing import Proposing
+from roles.proposers.self_instruct import SelfInstruct, last_asked
 from roles.proposers.similarity import NearTexts, common_words, rouge_l, words_of
 from roles.protocols import Proposer
 from runs import SCRIPTED, everything, loop, scripted_toml, start
@@ -392,3 +393,27 @@ def test_hundreds_of_prompts_against_thousands_take_seconds():
     began = time.perf_counter()
     assert not any(near.near(text) for text in texts[4000:])
     assert time.perf_counter() - began < 20
+
+
+def test_proposing_asks_as_self_instruct_does_and_knows_a_prompt_that_fits() -> None:
+    table = {"use": "reasoning_gym", "tasks": [{"name": "spell_backward"}]}
+    made = Proposing(proposer=table, shots=3).propose(40, "train", Past(), Writer([]), Call(seed=1))
+    assert len(made) == 40
+    texts = {
+        last_asked(one)
+        for one in SelfInstruct(proposer=table).source.propose(
+            40, "train", Past(), Writer([]), Call(seed=1)
+        )
+    }
+    for one in made:
+        asked = one.messages[0].content
+        assert one.reference in texts
+        assert asked.count("<prompt>\n") == 3
+        assert f"<prompt>\n{one.reference}\n" not in asked
+        assert one.task == "proposing"
+
+
+def test_proposing_needs_more_prompts_than_it_shows() -> None:
+    table = {"use": "reasoning_gym", "tasks": [{"name": "spell_backward"}]}
+    with pytest.raises(UserError, match=r"shows 8 examples .* gave 5 prompts"):
+        Proposing(proposer=table).propose(5, "train", Past(), Writer([]), Call(seed=1))

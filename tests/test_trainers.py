@@ -502,6 +502,9 @@ TRL_SOURCES = {
     "KTOTrainer._compute_loss": (
         "70e5262bf7b4fc7788f380c1dde2c8fcf33b1d90d01ec408ee9a57ee13b0a5e1"
     ),
+    "KTOTrainer._get_train_sampler": (
+        "06d3dd1dbbf3779722f7be567f966d77fa778d799ec3f23128c197a9b291c77c"
+    ),
     "KTOTrainer._precompute_ref_logps": (
         "bb13017be7eeb8f2ef9bbfd093cc6e724eb6f9142e646e786b915ce4d1550667"
     ),

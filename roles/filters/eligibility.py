@@ -1,6 +1,6 @@
 """Which candidates of a group may become examples, and why a group gave none.
 
-The four filters differ in what they pick; what may be picked, and the words for why nothing was,
+The filters differ in what they pick; what may be picked, and the words for why nothing was,
 are the same for all and are said here once.
 """
 

@@ -105,7 +105,7 @@ class SelfInstruct:
         seeds = self.source.propose(self.seeds, split, history, policy, apart)
         own = [one for one in history.prompts("train") if one.origin == "proposed"]
         others = [*given, *seeds, *history.prompts("train", "gate", "test", "anchor")]
-        near = NearTexts(self.similarity, (_text(one) for one in others))
+        near = NearTexts(self.similarity, (last_asked(one) for one in others))
         kept: list[Prompt] = []
         lost: Counter[str] = Counter()
         for shots, completions in self._answers(wanted, kept, seeds, own, policy, call):
@@ -145,7 +145,7 @@ class SelfInstruct:
                 for n in numbers
             ]
             answers = policy.sample(
-                [self._ask(shots) for shots in drawn],
+                [self.ask(shots) for shots in drawn],
                 sampling=self.sampling,
                 seeds=[[call.seed_for("self_instruct", n)] for n in numbers],
             )
@@ -158,8 +158,9 @@ class SelfInstruct:
         chance.shuffle(shots)
         return shots
 
-    def _ask(self, shots: Sequence[Prompt]) -> Prompt:
-        examples = "\n\n".join(f"{_OPEN}\n{_text(one)}\n{_CLOSE}" for one in shots)
+    def ask(self, shots: Sequence[Prompt]) -> Prompt:
+        """The question for one prompt more."""
+        examples = "\n\n".join(f"{_OPEN}\n{last_asked(one)}\n{_CLOSE}" for one in shots)
         text = self.template.replace(_SHOTS, examples)
         return Prompt(messages=(Message(role="user", content=text),))
 
@@ -242,7 +243,7 @@ def _is_no_text(character: str) -> bool:
     return not character.isspace() and unicodedata.category(character) in ("Cc", "Cn", "Co")
 
 
-def _text(prompt: Prompt) -> str:
+def last_asked(prompt: Prompt) -> str:
     """What the user asked last."""
     asked = [turn.content for turn in prompt.messages if turn.role == "user"]
     return (asked or [prompt.messages[-1].content])[-1]

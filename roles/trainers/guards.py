@@ -20,6 +20,7 @@ from transformers.utils import logging as transformers_logging
 
 from roles.policy import adapters
 from roles.trainers import saves
+from roles.trainers.batches import Shuffled
 from store.records import Call
 
 
@@ -30,8 +31,17 @@ class Diverged(Exception):
 class Guarded(Trainer):  # type: ignore[misc]
     """What both of TRL's trainers are told to do otherwise. Comes before them in the bases."""
 
+    session: Any
+
     def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
         return dataset
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        options = self.session.options
+        if options.rows_at_once == options.batch_size:
+            return super()._get_train_sampler(train_dataset)
+        lengths = [row.length for row in self.session.rows]
+        return Shuffled(lengths, options.batch_size, self.args.data_seed)
 
     def _load_from_checkpoint(self, folder: str, model: Any = None) -> None:
         # Trainer looks for an adapter in a PeftModel only, and TRL would copy one of those.

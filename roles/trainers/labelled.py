@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor
+from torch.utils.data import SequentialSampler
 from trl import KTOConfig, KTOTrainer
 
 from roles.trainers.kto import Kto
@@ -125,6 +126,10 @@ class LabelledTrainer(Held, KTOTrainer):  # type: ignore[misc]
             return [(logp, None) for logp in logps_B.tolist()]
         pairs = zip(logps_B.tolist(), mismatched_B.tolist(), strict=True)
         return [(logp, None, mismatched) for logp, mismatched in pairs]
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        # The steps are the batches that mismatched answers were drawn from.
+        return SequentialSampler(self.train_dataset)
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         self.reference_point = None

@@ -41,6 +41,11 @@ class Row:
     chosen: Tokens
     rejected: Tokens | None
 
+    @property
+    def length(self) -> int:
+        """Of its longer side, with the prompt, in tokens."""
+        return max(len(side.ids) for side in (self.chosen, self.rejected) if side is not None)
+
 
 def encode(tokenizer: Any, examples: Sequence[Example]) -> list[Row]:
     """A row for each example, in order."""

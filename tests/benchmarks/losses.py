@@ -43,8 +43,10 @@ ROWS: dict[str, tuple[Options, Options]] = {
 }
 KTO, LABELLED = "roles.trainers.kto:Kto", "roles.filters.labelled:Labelled"
 for loss in ("kto", "apo_zero_unpaired"):
-    # As many answers a step as in 32 pairs.
+    # As many answers a step as in 32 pairs. The warm-up writes a wanted answer for every 3.7
+    # unwanted ones (equal ones count once), which the weight makes up for, as the paper advises.
     options = {"use": KTO, "loss": loss, "beta": 0.1, **COMMON, "batch_size": 64}
+    options["desirable_weight"] = 4.0
     ROWS[loss] = (options, {"use": LABELLED, "per_label": 4})
 ROWS["rejection sampling"] = (
     {"use": "supervised", **COMMON},
@@ -55,9 +57,8 @@ ROWS["rejection sampling"] = (
 
 def expected(trainer: Options) -> float | None:
     """The loss where policy and reference are one. None where it depends on the answers."""
-    if trainer["use"] == KTO:
-        return 0.5
-    if trainer["use"] == "supervised" or {"nll_weight", "length_weight"} & set(trainer):
+    per_answer = {"nll_weight", "length_weight", "desirable_weight"} & set(trainer)
+    if trainer["use"] == "supervised" or per_answer:
         return None
     names = [trainer["loss"]] if isinstance(trainer["loss"], str) else trainer["loss"]
     weights = trainer.get("loss_weights", [1.0] * len(names))
