@@ -29,7 +29,8 @@ class Judging:
     """proposer: where the questions and their right answers come from: a role's table, as in
     { use = "reasoning_gym", tasks = [...] }.
     prompt, prompt_path, low, high: as the judge `rubric` has them.
-    mistakes: the share of answers that carry mistakes; worst: at most how many.
+    answers: how many of each question; mistakes: the share of them that carry mistakes; worst: at
+    most how many.
     judgement: the right judgement, with places for {reference}, {score} and {comparison}, which is
     reference and answer side by side, a character at a time: `c:c+ a:o- t:t+`. A small model that
     writes it finds each difference in what it just wrote.
@@ -43,6 +44,7 @@ class Judging:
         proposer: dict[str, Any],
         prompt: str = "rubric",
         prompt_path: Path | None = None,
+        answers: Annotated[int, Field(ge=1)] = 1,
         mistakes: Annotated[float, Field(ge=0, le=1)] = 0.5,
         worst: Annotated[int, Field(ge=1)] = 1,
         low: int = 0,
@@ -60,6 +62,7 @@ class Judging:
             raise UserError(f"the lowest score, {low}, is not below the highest, {high}")
         self.proposer: Proposer = plugins.load("proposer", use, options)
         self.template = rubric_template(prompt, prompt_path)
+        self.answers = answers
         self.mistakes = mistakes
         self.worst = worst
         self.low = low
@@ -69,20 +72,23 @@ class Judging:
     def propose(
         self, count: int, split: Split, history: History, policy: Policy, call: Call
     ) -> list[Prompt]:
-        """One prompt for each question that the other proposer gives."""
-        questions = self.proposer.propose(count, split, _Questions(history), policy, call)
+        """`answers` prompts for each question of the other proposer, fewer where answers are alike;
+        `count` in all."""
+        wanted = -(-count // self.answers)
+        questions = self.proposer.propose(wanted, split, _Questions(history), policy, call)
         held_out = history.held_out()
-        made = {one.digest: one for one in (self._prompt(each, call) for each in questions)}
-        return [one for digest, one in made.items() if digest not in held_out]
+        asked = (self._prompt(each, n, call) for n in range(self.answers) for each in questions)
+        made = {one.digest: one for one in asked if one.digest not in held_out}
+        return list(made.values())[:count]
 
-    def _prompt(self, question: Prompt, call: Call) -> Prompt:
+    def _prompt(self, question: Prompt, number: int, call: Call) -> Prompt:
         right = question.reference
         if right is None:
             raise UserError(
                 "proposer 'judging' needs questions with a right answer, and "
                 f"{question.messages[-1].content[:60]!r} has none"
             )
-        answer = self._answer(right, random.Random(call.seed_for(question.digest, TASK)))
+        answer = self._answer(right, random.Random(call.seed_for(question.digest, TASK, number)))
         score = self.score(answer, right)
         asked = rubric_prompt(self.template, question, answer)
         return replace(

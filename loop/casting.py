@@ -34,11 +34,15 @@ def load_roles(config: Config) -> dict[int, Any]:
 
 def _check_model(config: Config, role: str, table: Role) -> None:
     known = ["round", *(f"model:{name}" for name in config.models)]
+    known += ["checkpoint:base", "checkpoint:PATH"]
     if table.model is not None and role != "judge":
         raise UserError(f"{role} {table.use!r} has no option 'model'; only a judge asks a model")
     if table.thinking != "shown" and role != "judge":
         raise UserError(f"{role} {table.use!r} has no option 'thinking'; it is a judge's")
-    if table.model is not None and table.model not in known:
+    kind, _, path = (table.model or "").partition(":")
+    if kind == "checkpoint" and path not in ("", "base"):
+        checkpoints.locate(path)
+    elif table.model is not None and table.model not in known[:-1]:
         raise UserError(
             f"judge {table.use!r} asks the model {table.model!r}; there are: {', '.join(known)}"
         )

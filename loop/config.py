@@ -247,6 +247,9 @@ def _resolved(tables: Any, base: Path, place: tuple[str, ...] = ()) -> Any:
     key, of_model = place[-1], place[:-1] == ("model",) or place[:-2] == ("models",)
     if key in ("use", *SPELLED) and ".py:" in tables and not tables.startswith("/"):
         return str(base / tables)
+    if key == "model" and tables.startswith("checkpoint:"):
+        path = base / tables.removeprefix("checkpoint:")
+        return f"checkpoint:{path}" if path.exists() else tables
     if not (key == "path" or key.endswith("_path")) or (of_model and tables in ("embedded", "")):
         return tables
     path = base / Path(tables).expanduser()

@@ -13,7 +13,14 @@ from typing import cast
 from loop.measure import bootstrap
 from loop.settings import Config, Gate
 from store.database import Store
-from store.records import Checkpoint, CheckpointStatus, Decision, DecisionKind, Round
+from store.records import (
+    Checkpoint,
+    CheckpointStatus,
+    Decision,
+    DecisionKind,
+    Evaluation,
+    Round,
+)
 
 Scores = dict[int, list[float]]
 """Prompt id -> scores of its sampled answers."""
@@ -161,6 +168,12 @@ def heard(store: Store, config: Config, checkpoint: Checkpoint) -> Scores:
     return {place: [item] for place, item in enumerate(_items(store, id, name, metric))}
 
 
+def is_heard(measured: Evaluation, by: str) -> bool:
+    """Whether it is the number that the gate goes by."""
+    suite, _, metric = by.partition(".") if by != "held_out" else ("held_out", ".", "score")
+    return (measured.suite, measured.split, measured.metric) == (suite, "gate", metric)
+
+
 def guards(
     store: Store, config: Config, checkpoint: Checkpoint, incumbent: Checkpoint
 ) -> list[Guard]:
@@ -211,8 +224,9 @@ def _reached(store: Store, config: Config) -> Decision | None:
         return None
     for model in config.models:
         for each in store.evaluations(store.incumbent(model).id or 0):
-            if (each.split, each.metric) == ("gate", "score") and each.value >= target:
-                reason = f"{model} scores {each.value:.3f} on the gate split; target {target:g}"
+            if is_heard(each, config.gate.by) and each.value >= target:
+                what = "on the gate split" if config.gate.by == "held_out" else config.gate.by
+                reason = f"{model} scores {each.value:.3f} {what}; target {target:g}"
                 return Decision(decision="stop", rule="target", reason=reason)
     return None
 

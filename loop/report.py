@@ -155,7 +155,8 @@ def rounds(store: Store) -> Table:
     candidates, generated_tokens, judged, unscored, truncated, examples, dropped,
     reasons {reason: prompts}, seconds {stage: s}, outside (the share of its time outside policy,
     judge and trainer) and models: [{model, checkpoint, path, status, decision, rule, reason,
-    numbers, gate {metric: {value, low, high, n}}, test {...}}].
+    numbers, gate {metric: {value, low, high, n}}, test {...}, suites {name: {metric: {...}}}}].
+    The suite "judge" is how the round's judge did on anchors.
     """
     run = the_run(store)
     made, decided = store.query(CHECKPOINTS), decisions(store)
@@ -197,9 +198,12 @@ def _model(checkpoint: Table, decided: Sequence[Table], measured: Sequence[Table
     about = [row for row in decided if row["checkpoint"] == checkpoint["checkpoint"]]
     decision: Table = about[-1] if about else {}
     splits: dict[str, Table] = defaultdict(dict)
+    suites: dict[str, Table] = defaultdict(dict)
     for row in own:
         interval = {key: row[key] for key in ("value", "low", "high", "n")}
-        splits[row["split"]][row["metric"]] = interval
+        held_out = row["suite"] == "held_out"
+        place = splits[row["split"]] if held_out else suites[row["suite"]]
+        place[row["metric"]] = interval
     return {
         "model": checkpoint["model"],
         "checkpoint": checkpoint["checkpoint"],
@@ -208,6 +212,7 @@ def _model(checkpoint: Table, decided: Sequence[Table], measured: Sequence[Table
         **{key: decision.get(key) for key in ("decision", "rule", "reason", "numbers")},
         "gate": splits["gate"],
         "test": splits["test"],
+        "suites": dict(suites),
     }
 
 
@@ -225,7 +230,8 @@ def _summed(round: Round, purposes: Iterable[str]) -> Counter[str]:
 
 
 def _tokens(round: Round) -> int:
-    return _summed(round, ("train", *EVALUATING))["generated_tokens"]
+    found = _summed(round, ("train", "anchor", *EVALUATING))
+    return found["generated_tokens"] + found["judge_tokens"]
 
 
 def reasons(counts: Mapping[str, int]) -> dict[str, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import cast
 
 from loop.context import Context
+from loop.gate import is_heard
 from store import checkpoints
 from store.database import Store
 from store.records import (
@@ -39,13 +40,13 @@ def tidy(context: Context) -> None:
 
 
 def best_checkpoint(store: Store, model: str) -> Checkpoint:
-    """The accepted checkpoint with the highest score on the gate split; the newest of equals."""
+    """The accepted checkpoint that the gate's number is highest for; the newest of equals."""
+    run = store.run()
+    by = "held_out" if run is None else run.config["gate"]["by"]
     accepted = [each for each in store.checkpoints(model) if each.status == "accepted"]
 
     def score(checkpoint: Checkpoint) -> float:
         found = store.evaluations(cast(int, checkpoint.id))
-        return next(
-            (each.value for each in found if (each.split, each.metric) == ("gate", "score")), -1e300
-        )
+        return next((each.value for each in found if is_heard(each, by)), -1e300)
 
     return max(reversed(accepted), key=score)

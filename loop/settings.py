@@ -73,6 +73,11 @@ class Role(Frozen):
         return f"{self.use}#{digest(told_apart)[:6]}" if told_apart else self.use
 
 
+def _is_frozen(judge: Role) -> bool:
+    """Whether the judge asks no model, or one that the run does not improve."""
+    return judge.model is None or judge.model.startswith("checkpoint:")
+
+
 class Track(Frozen):
     """One line of propose, generate, judge, filter inside a round."""
 
@@ -164,7 +169,7 @@ class Suite(Frozen):
 
     @model_validator(mode="after")
     def _somebody_else_grades(self) -> Suite:
-        if self.judge.model is not None:
+        if not _is_frozen(self.judge):
             raise ValueError("every model of the run is under test, and none grades itself")
         return self
 
@@ -215,7 +220,7 @@ class Evaluate(Frozen):
 
     @model_validator(mode="after")
     def _somebody_else_grades(self) -> Evaluate:
-        if self.judge.model is not None:
+        if not _is_frozen(self.judge):
             raise ValueError("every model of the run is under test, and none grades itself")
         return self
 

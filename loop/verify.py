@@ -50,7 +50,9 @@ GROUP BY asked.round_id, purpose, track
 """
 
 COUNT_VERDICTS = """
-SELECT asked.round_id AS round, purpose, track, count(*) AS verdicts
+SELECT asked.round_id AS round, purpose, track, count(*) AS verdicts,
+       sum(CASE WHEN judge_model IS NULL THEN 0 ELSE coalesce(verdict.tokens, 0) END)
+           AS judge_tokens
 FROM verdict JOIN candidate ON candidate.id = verdict.candidate_id
 JOIN asked ON asked.id = candidate.asked_id
 GROUP BY asked.round_id, purpose, track

@@ -16,6 +16,8 @@ from loop.screen import NOTHING, block, columns, conversation, figure, legible, 
 STAGES = ("propose", "generate", "judge", "filter", "train", "evaluate", "gate")
 METRICS = ("rewards/margins", "rewards/accuracies", "logps/chosen", "grad_norm", "learning_rate")
 
+ABOUT = {"judge": "the round's judge on anchors, compared with the judge of [evaluate]"}
+
 
 def status(console: Console, found: Table) -> None:
     alive = "driven" if found["alive"] else "nobody drives it"
@@ -58,6 +60,7 @@ def rounds(console: Console, found: Table) -> None:
     _work(console, each)
     measured = [(row["number"], model) for row in each for model in row["models"]]
     accuracy(console, measured)
+    _suites(console, measured)
     for number, model in measured:
         said = model | {"round": number, "reason": model["reason"] or "nothing yet"}
         said["decision"] = model["decision"] or model["status"]
@@ -94,6 +97,22 @@ def accuracy(console: Console, measured: Sequence[tuple[int, Table]]) -> None:
             put(console, grid)
     line(console, "accuracy with 95 % intervals, by bootstrap over prompts")
     line(console)
+
+
+def _suites(console: Console, measured: Sequence[tuple[int, Table]]) -> None:
+    """What else was measured: the judge on anchors, old skills, commands. A table each."""
+    found = [(number, model, model["suites"]) for number, model in measured]
+    for name in dict.fromkeys(name for *_, suites in found for name in suites):
+        own = [(number, model, suites[name]) for number, model, suites in found if name in suites]
+        metrics = list(dict.fromkeys(metric for *_, of in own for metric in of))
+        grid = columns("round", "model", *metrics)
+        for number, model, of in own:
+            grid.add_row(
+                str(number), model["model"], *(_interval(of.get(each)) for each in metrics)
+            )
+        line(console, ABOUT.get(name, name))
+        put(console, grid)
+        line(console)
 
 
 def _accuracies(of: Table) -> list[str]:
@@ -158,10 +177,12 @@ def _evaluations(console: Console, found: Sequence[Table]) -> None:
     if not found:
         return
     line(console)
-    grid = columns("model", "split", "metric", "value", "95 % interval", "n", right=(3, 4, 5))
+    names = ("model", "suite", "split", "metric", "value", "95 % interval", "n")
+    grid = columns(*names, right=(4, 5, 6))
     for row in found:
         interval = NOTHING if row["low"] is None else f"[{row['low']:.3f}, {row['high']:.3f}]"
-        cells = (row["model"], row["split"], row["metric"], figure(row["value"]), interval)
+        place = (row["model"], row["suite"], row["split"], row["metric"])
+        cells = (*place, figure(row["value"]), interval)
         grid.add_row(*cells, f"{row['n']:,}")
     put(console, grid)
 

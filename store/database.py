@@ -211,9 +211,9 @@ class Store(Stages):
             row.seconds = dict(total)
 
     def generated_tokens(self) -> int:
-        """Tokens that this run's policies sampled, for whatever purpose."""
+        """Tokens that models of this run sampled, as answers and as judgements."""
         return sum(
-            counts.get("generated_tokens", 0)
+            counts.get("generated_tokens", 0) + counts.get("judge_tokens", 0)
             for each in self.rounds()
             for counts in each.counts.values()
         )

@@ -260,6 +260,7 @@ class Stages(Database):
             for judgement in judgements
             for verdict in judgement.verdicts
         ]
+        tokens = sum(row["tokens"] or 0 for row in said)
         with self._write() as session:
             insert_rows(session, JudgementRow, concluded)
             insert_rows(session, VerdictRow, said)
@@ -269,6 +270,7 @@ class Stages(Database):
                 f"{purpose}:{track}",
                 judged=len(concluded),
                 verdicts=len(said),
+                **({} if judge_model is None else {"judge_tokens": tokens}),
                 unscored=sum(row["status"] != "ok" for row in concluded),
             )
 

@@ -14,10 +14,12 @@ import random
 import signal
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from judges import PointwiseJudge
+from judges.base import Opinion
 from roles.protocols import History, Policy
 from store.records import (
     Call,
@@ -193,3 +195,25 @@ class Forgetful:
 
     def judge(self, groups: Any, policy: Any, call: Call) -> Any:
         return Exact().judge(groups, policy, call)[:-1]
+
+
+class Skilful(PointwiseJudge):
+    """Right is the skill of the model that it asks, wrong 0; it repeats what it reads."""
+
+    def score(self, prompt: Prompt, completion: Any, policy: Any, call: Call) -> Opinion:
+        right = completion.text == prompt.reference
+        return Opinion(score=policy.skill if right else 0.0, raw=completion.text, tokens=3)
+
+
+class Thinker(Engine):
+    """Its policies think before they answer; some thoughts are cut off."""
+
+    def open(self, checkpoint: Checkpoint) -> ScriptedPolicy:
+        return ThinkingPolicy(checkpoint.path)
+
+
+class ThinkingPolicy(ScriptedPolicy):
+    def _answer(self, prompt: Prompt, sampling: Sampling, seed: int) -> Completion:
+        made = super()._answer(prompt, sampling, seed)
+        forms = ("<think>is it 7?</think>\n{}", "is it 7?</think>{}", "<think>a</think>{}<think>b")
+        return replace(made, text=forms[seed % 3].format(made.text))
