@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: install start test test-slow figures lint clean
+.PHONY: install start test test-slow figures losses lint clean
 install: $(VENV)/installed
 
 start: install
@@ -16,9 +16,14 @@ test: $(VENV)/installed-test lint
 test-slow: $(VENV)/installed-test
 	$(BIN)/pytest -m slow -s
 
-# What the default gains over seeds 0 to 4, about a quarter of an hour.
+# What a recipe gains over seeds 0 to 4; the default takes about a quarter of an hour.
+RECIPE ?= default
 figures: install
-	$(BIN)/python tests/benchmarks/improvement.py runs/figures
+	$(BIN)/python tests/benchmarks/improvement.py runs/figures-$(RECIPE) $(RECIPE)
+
+# One embedded round with each loss, about an hour.
+losses: install
+	$(BIN)/python tests/benchmarks/losses.py runs/losses
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .

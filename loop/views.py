@@ -107,9 +107,8 @@ def _suites(console: Console, measured: Sequence[tuple[int, Table]]) -> None:
         metrics = list(dict.fromkeys(metric for *_, of in own for metric in of))
         grid = columns("round", "model", *metrics)
         for number, model, of in own:
-            grid.add_row(
-                str(number), model["model"], *(_interval(of.get(each)) for each in metrics)
-            )
+            cells = (_interval(of.get(each)) for each in metrics)
+            grid.add_row(str(number), model["model"], *cells)
         line(console, ABOUT.get(name, name))
         put(console, grid)
         line(console)

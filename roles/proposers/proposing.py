@@ -19,7 +19,7 @@ from store.records import Call, Prompt, Split
 
 
 class Proposing:
-    """path, proposer, shots, template_path: as `self_instruct` has them. What is to be learnt is a
+    """path, proposer, shots, prompt, template_path: as `self_instruct` has them. What is to be learnt is a
     prompt of the same source that is not among the examples.
     """
 
@@ -28,10 +28,11 @@ class Proposing:
         path: Path | None = None,
         proposer: dict[str, Any] | None = None,
         shots: Annotated[int, Field(ge=1)] = 8,
+        prompt: str = "self_instruct",
         template_path: Path | None = None,
     ):
         self._asking = SelfInstruct(
-            path=path, proposer=proposer, shots=shots, template_path=template_path
+            path=path, proposer=proposer, shots=shots, prompt=prompt, template_path=template_path
         )
 
     def propose(

@@ -27,12 +27,12 @@ from roles.proposers.dataset import Dataset
 from roles.proposers.messages import with_system
 from roles.proposers.similarity import NearTexts, words_of
 from roles.protocols import History, Policy, Proposer
-from store.errors import UserError
+from store.errors import UserError, unknown
 from store.records import Call, Completion, Message, Prompt, Sampling, Split
 
 _log = logging.getLogger(__name__)
 
-_TEMPLATE = Path(__file__).with_suffix(".txt")
+_HERE = Path(__file__).parent
 _SHOTS = "{shots}"
 _OPEN, _CLOSE = "<prompt>", "</prompt>"
 # A run that is told to stop does so between two batches. The last prompts are not worth one each.
@@ -52,8 +52,9 @@ class SelfInstruct:
     min_words, max_words: of a prompt. banned: words that it does not have, as "image" for a model
     that cannot see.
     system: a system prompt, put before seeds from `path` and before prompts that are proposed.
-    template_path: a text to ask with in place of ours; {shots} in it becomes the examples, each
-    between <prompt> and </prompt>. An answer is one prompt: what these tags hold, else all of it.
+    prompt: the text to ask with, `self_instruct`, or `self_instruct_brief` for a very small model;
+    template_path: one of your own. {shots} in it becomes the examples, each between <prompt> and
+    </prompt>. An answer is one prompt: what these tags hold, else all of it.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class SelfInstruct:
         max_words: Annotated[int, Field(ge=1)] = 150,
         banned: tuple[str, ...] = (),
         system: str | None = None,
+        prompt: str = "self_instruct",
         template_path: Path | None = None,
     ):
         self.source = _source(path, proposer, system)
@@ -85,7 +87,7 @@ class SelfInstruct:
         self.min_words, self.max_words = min_words, max_words
         self.banned = frozenset(word.casefold() for word in banned)
         self.system = system
-        self.template = _template(template_path or _TEMPLATE)
+        self.template = _template(template_path or _shipped(prompt))
         if _SHOTS not in self.template:
             self.shots = self.own = 0
 
@@ -224,6 +226,13 @@ def _source(path: Path | None, table: dict[str, Any] | None, system: str | None)
         raise UserError(f"self_instruct's proposer is a table with `use`; found {table}")
     found: Proposer = plugins.load("proposer", use, options)
     return found
+
+
+def _shipped(name: str) -> Path:
+    names = sorted(file.stem for file in _HERE.glob("*.txt"))
+    if name not in names:
+        raise unknown("self_instruct's prompt", name, names)
+    return _HERE / f"{name}.txt"
 
 
 def _template(path: Path) -> str:
