@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from loop import config as configuration
-from loop import gate, lineage, measure, plan, report, run
+from loop import gate, lineage, measure, plan, report, run, space
 from loop.settings import Config
 from loop.verify import verify
+from roles.policy.embedded import build as build_model
 from store import checkpoints
 from store.database import Store
 from store.errors import UserError
@@ -467,7 +468,7 @@ def test_a_plan_bounds_the_tokens(tmp_path: Path) -> None:
     config = configuration.read(sets=SMALL)
     found = plan.plan(config, run.load_roles(config))
     main, evaluation = found["tracks"][0], found["evaluation"]
-    warmup, own = found["warmup"], config.warmup.generator.options
+    (warmup,), own = found["warmup"], config.tracks(0)["warmup"].generator.options
     assert (warmup["candidates"], warmup["generated_tokens"]) == (4 * own.get("n", 1), 0)
     assert (main["candidates"], main["generated_tokens"]) == (6 * 4, 6 * 4 * 16)
     assert (evaluation["candidates"], evaluation["generated_tokens"]) == (33, 33 * 16)
@@ -476,23 +477,21 @@ def test_a_plan_bounds_the_tokens(tmp_path: Path) -> None:
         "round": (24 + 33) * 16,
         "run": (33 + 2 * (24 + 33)) * 16,
     }
-    assert found["disk"] is None
+    assert found["disk"] == space.needed(config, run.load_roles(config)).total
 
 
 def test_a_plan_does_not_guess_what_a_generator_does_not_say(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(
         "class Mine:\n    def generate(self, prompts, policy, call):\n        return []\n"
     )
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "config.json").write_text("{}")
-    (tmp_path / "model" / "model.safetensors").write_bytes(b"x" * 1000)
+    build_model(tmp_path / "model", seed=0)
     sets = [f"generator.use={tmp_path}/mine.py:Mine", f"model.path={tmp_path}/model"]
     config = configuration.read(sets=[*SMALL, *sets])
     found = plan.plan(config, run.load_roles(config))
-    assert found["warmup"] is None
+    assert found["warmup"] == []
     assert found["tracks"][0]["generated_tokens"] is None
     assert found["generated_tokens"]["run"] is None
-    assert found["disk"] == 1000 * (2 + 3)
+    assert found["disk"] > 4 * (tmp_path / "model/model.safetensors").stat().st_size
 
 
 # Verify

@@ -19,8 +19,9 @@ from store.records import Call, Prompt, Split
 
 
 class Proposing:
-    """path, proposer, shots, prompt, template_path: as `self_instruct` has them. What is to be learnt is a
-    prompt of the same source that is not among the examples.
+    """path, proposer, shots, prompt, template_path: as `self_instruct` has them.
+
+    What is to be learnt is a prompt of the same source that is not among the examples.
     """
 
     def __init__(
