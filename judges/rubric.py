@@ -43,6 +43,7 @@ class Rubric:
     """
 
     version = "1"
+    asks_model = True
 
     def __init__(
         self,

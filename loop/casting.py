@@ -26,6 +26,15 @@ def load_roles(config: Config) -> dict[int, Any]:
     for role, table in wanted:
         _check_model(config, role, table)
     made = {id(table): plugins.load(role, table.use, table.options) for role, table in wanted}
+    for role, table in wanted:
+        if (
+            role == "judge"
+            and table.model is None
+            and getattr(made[id(table)], "asks_model", False)
+        ):
+            raise UserError(
+                f'judge {table.use!r} asks a model: set its model, as in judge.model = "round"'
+            )
     for name, folder in folders.items():
         model = config.models[name]
         _check_template(model, folder, made[id(model.engine)])

@@ -10,6 +10,7 @@ import json
 import math
 import os
 import shlex
+import signal
 import subprocess
 from typing import Any
 
@@ -33,26 +34,10 @@ def run_command(
     path = str(checkpoint.path.absolute())
     words = [word.replace("{checkpoint}", path) for word in shlex.split(command.run)]
     told = f"evaluate.command.{name} ({words[0]})"
-    try:
-        done = subprocess.run(
-            words,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=command.timeout_s,
-            env=os.environ | {"RATCHET_CHECKPOINT": path},
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        raise UserError(f"{told} took longer than its timeout_s, {command.timeout_s:g} s") from None
-    except OSError as error:
-        raise UserError(f"{told} cannot be started: {error.strerror}") from None
-    if done.returncode != 0:
-        said = " ".join((done.stderr or done.stdout).split())[-SHOWN:]
-        raise UserError(f"{told} ended with exit code {done.returncode}: {said}")
+    output = _printed(words, command.timeout_s, path, told)
     found = [
         _evaluation(name, metric, value, checkpoint.model, seed, told)
-        for metric, value in _metrics(done.stdout, told).items()
+        for metric, value in _metrics(output, told).items()
     ]
     there = [each.metric for each in found]
     heard = by.removeprefix(f"{name}.") if by.startswith(f"{name}.") else None
@@ -60,6 +45,36 @@ def run_command(
         if metric is not None and metric not in there:
             raise UserError(f"{told} printed no metric {metric!r}; it printed: {', '.join(there)}")
     return found
+
+
+def _printed(words: list[str], timeout_s: float, path: str, told: str) -> str:
+    """What the command wrote on its standard output."""
+    try:
+        # In a session of its own: a Ctrl-C asks the run to stop after its batch, and a command that
+        # takes too long is ended with all that it started.
+        process = subprocess.Popen(
+            words,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            env=os.environ | {"RATCHET_CHECKPOINT": path},
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise UserError(f"{told} cannot be started: {error.strerror}") from None
+    try:
+        output, complaint = process.communicate(timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        raise UserError(f"{told} took longer than its timeout_s, {timeout_s:g} s") from None
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+    if process.returncode != 0:
+        said = " ".join((complaint or output).split())[-SHOWN:]
+        raise UserError(f"{told} ended with exit code {process.returncode}: {said}")
+    return output
 
 
 def _metrics(output: str, told: str) -> dict[str, Any]:

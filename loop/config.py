@@ -22,6 +22,8 @@ from store.errors import UserError, unknown
 HERE = Path(__file__).parent
 SPELLED = (*ROLES, "engine", "trainer")
 """Tables for which a string may stand: `judge = "verifier"` is `judge = { use = "verifier" }`."""
+DATA = ("path", "gate_path", "test_path", "anchor_path")
+"""Settings that may name data on the Hub."""
 ANSWERED = {"use": "demonstrations", "n": 4, "mistakes": 0.5}
 """How the answers of anchors are made when nothing else is said: half of them carry a mistake."""
 
@@ -65,7 +67,9 @@ def change(config: Config, sets: Sequence[str]) -> Config:
             assigned = {"track": {"main": assigned}}
         elif top in MODEL_KEYS:
             assigned = {"models": {"policy": assigned}}
-        elif top == "warmup" and next(iter(assigned[top])) not in ("track", "trainer"):
+        elif top == "warmup" and not isinstance(assigned[top], dict):
+            raise UserError(f"warmup is a table, found {assigned[top]!r}")
+        elif top == "warmup" and not assigned[top].keys() & {"track", "trainer"}:
             assigned = {"warmup": {"track": {"warmup": assigned[top]}}}
         elif top == "model":
             assigned = {"models": {"policy": assigned["model"]}}
@@ -247,14 +251,14 @@ def _resolved(tables: Any, base: Path, place: tuple[str, ...] = ()) -> Any:
     key, of_model = place[-1], place[:-1] == ("model",) or place[:-2] == ("models",)
     if key in ("use", *SPELLED) and ".py:" in tables and not tables.startswith("/"):
         return str(base / tables)
-    if key == "model" and tables.startswith("checkpoint:"):
+    if key == "model" and tables.startswith("checkpoint:") and tables != "checkpoint:base":
         path = base / tables.removeprefix("checkpoint:")
         return f"checkpoint:{path}" if path.exists() else tables
     if not (key == "path" or key.endswith("_path")) or (of_model and tables in ("embedded", "")):
         return tables
     path = base / Path(tables).expanduser()
     # Of a model or of data, what is not here may be a name on the Hub.
-    named = key == "path" and re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", tables)
+    named = key in DATA and re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", tables)
     of_hub = of_model or (named and Path(tables).suffix.lower() not in FILES)
     return tables if of_hub and not path.exists() else str(path)
 

@@ -17,6 +17,7 @@ from store.database import Store
 from store.records import (
     Call,
     Checkpoint,
+    Completion,
     Prompt,
     Purpose,
     Round,
@@ -112,6 +113,22 @@ class Context:
         """Whether the budget is used up."""
         limit = self.config.budget.generated_tokens
         return 0 < limit <= self.store.generated_tokens()
+
+
+@dataclass
+class Counted:
+    """A policy, and how many tokens it has sampled since."""
+
+    policy: Policy
+    tokens: int = 0
+
+    def sample(self, *prompts: Any, **settings: Any) -> list[list[Completion]]:
+        answers = self.policy.sample(*prompts, **settings)
+        self.tokens += sum(len(one.token_ids) for group in answers for one in group)
+        return answers
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.policy, name)
 
 
 @dataclass(frozen=True)

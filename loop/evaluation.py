@@ -172,6 +172,7 @@ def measure_checkpoint(context: Context, round: Round, checkpoint: Checkpoint) -
         spread = store.variances(id, track, judge.label)
         found += judging(model, truth, judged, spread, judge.label, seed)
     for name, command in own.command.items():
+        context.check()
         context.close_policy()  # the command may need the memory
         context.progress.say(f"round {round.number}  {model}: {name} measures {checkpoint.path}")
         found += run_command(name, command, checkpoint, context.config.gate.by, seed)

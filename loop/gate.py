@@ -13,6 +13,7 @@ from typing import cast
 from loop.measure import bootstrap
 from loop.settings import Config, Gate
 from store.database import Store
+from store.errors import UserError
 from store.records import (
     Checkpoint,
     CheckpointStatus,
@@ -67,14 +68,17 @@ def decide(
         return decided("reject", "diverged", "training met a loss or gradient that is not finite")
     for guard in guards:
         fall, lowest, highest = bootstrap(guard.differences, rule.resamples, seed)
+        seen[f"{guard.name} change"] = fall
+        seen |= {f"{guard.name} low": lowest, f"{guard.name} high": highest}
         if highest < -guard.max_fall:
-            seen |= {"gain": fall, "low": lowest, "high": highest, "max_fall": guard.max_fall}
             fell = f"{guard.name} fell by {-fall:.3f}"
             if len(guard.differences) > 1:
                 fell += f" [{-highest:.3f}, {-lowest:.3f}] on {len(guard.differences)} items"
             allowed = f"{guard.max_fall:g} is allowed"
             return decided("reject", "guard", f"{fell} below {guard.below}; {allowed}")
     paired = sorted(new.keys() & old.keys())
+    if rule.by != "held_out" and len(new) != len(old):
+        raise _unlike(rule.by, len(new), len(old))
     if not paired:
         return decided("reject", "unscored", "no held-out prompt has a score on both sides")
     means = [(_mean(new[key]), _mean(old[key])) for key in paired]
@@ -195,11 +199,20 @@ def guards(
             found.append(Guard(name, paired, suite.max_fall, "what the rounds began from"))
     for name, command in config.evaluate.command.items():
         if command.guard is not None:
-            sides = (_items(store, each, name, command.guard) for each in (new, old))
-            paired = [after - before for after, before in zip(*sides, strict=False)]
             label = f"{name}.{command.guard}"
-            found.append(Guard(label, paired, command.max_fall, "the incumbent"))
+            now, then = (_items(store, each, name, command.guard) for each in (new, old))
+            if len(now) != len(then):
+                raise _unlike(label, len(now), len(then))
+            changes = [one - other for one, other in zip(now, then, strict=True)]
+            found.append(Guard(label, changes, command.max_fall, "the incumbent"))
     return found
+
+
+def _unlike(label: str, now: int, before: int) -> UserError:
+    return UserError(
+        f"the command of {label} printed {now:,} items, and {before:,} of the incumbent; they are "
+        "compared item by item, so their number stays the same"
+    )
 
 
 def _items(store: Store, checkpoint_id: int, name: str, metric: str) -> Sequence[float]:

@@ -18,12 +18,13 @@ from langgraph.graph.state import CompiledStateGraph
 from langgraph.runtime import Runtime
 
 from loop import gate as rules
-from loop.context import STAGES, Context, Rows, StoredHistory
+from loop.context import STAGES, Context, Counted, Rows, StoredHistory
 from loop.evaluation import ask, hold_out, measure_checkpoint, questions, under_test
 from loop.mixing import learned_from
 from loop.retention import tidy
 from loop.work import add_bases, checked, judge_asked, sample, say_flat, train_model
 from roles.protocols import Filter, Generator, Policy, Proposer
+from store.errors import UserError
 from store.records import Checkpoint, Decision, Example, Group, Prompt, Round
 
 NO_STEP_LIMIT = 1 << 62
@@ -116,17 +117,18 @@ def propose(state: State, runtime: Runtime[Context]) -> None:
                 continue
             context.check()
             proposer = cast(Proposer, context.role(track.proposer))
+            policy = Counted(context.policy(store.incumbent(track.model)))
             prompts = proposer.propose(
                 track.prompts,
                 "train",
                 StoredHistory(store),
-                context.policy(store.incumbent(track.model)),
+                cast(Policy, policy),
                 context.call(round, name, "propose"),
             )
             prompts = list(checked(context, prompts, "train", track.proposer.use))
             if len(prompts) < track.prompts:
                 context.progress.say(f"track {name}: asked for {track.prompts}, got {len(prompts)}")
-            store.ask(*rows.key, prompts, config.batch_prompts)
+            store.ask(*rows.key, prompts, config.batch_prompts, policy.tokens)
 
 
 def generate(state: State, runtime: Runtime[Context]) -> None:
@@ -223,6 +225,10 @@ def evaluate(state: State, runtime: Runtime[Context]) -> None:
             if not all(ask(context, each, checkpoint) for each in asked):
                 return  # the budget is spent
             found = measure_checkpoint(context, round, checkpoint)
+            if not found:
+                raise UserError(
+                    "no held-out prompt has an answer: all are longer than the model's context"
+                )
             context.store.add_evaluations(cast(int, round.id), cast(int, checkpoint.id), found)
 
 

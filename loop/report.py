@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from store.database import Store
+from store.database import SAMPLED, Store
 from store.errors import UserError
 from store.records import Round, Run
 
@@ -231,7 +231,7 @@ def _summed(round: Round, purposes: Iterable[str]) -> Counter[str]:
 
 def _tokens(round: Round) -> int:
     found = _summed(round, ("train", "anchor", *EVALUATING))
-    return found["generated_tokens"] + found["judge_tokens"]
+    return sum(found[kind] for kind in SAMPLED)
 
 
 def reasons(counts: Mapping[str, int]) -> dict[str, int]:

@@ -25,14 +25,15 @@ def tidy(context: Context) -> None:
         best, incumbent = best_checkpoint(store, model), store.incumbent(model)
         if model == next(iter(context.config.models)):
             checkpoints.link_best(context.root, best.path)
-        kept = {best.id, incumbent.id} | {
-            each.id for each in made[-context.config.checkpoints.keep_last :]
+        weights = [each for each in made if each.status not in ("diverged", "merged")]
+        kept = {best.id, incumbent.id, made[-1].id} | {
+            each.id for each in weights[-context.config.checkpoints.keep_last :]
         }
         if store.rounds():
             kept.add(store.beginning(model).id)  # `loop sample` answers beside it
         kept |= {each.base_id for each in made if each.id in kept}  # an adapter is nothing alone
         inside = [each for each in made if each.path.is_relative_to(context.root)]
-        pruned += [each for each in inside if each.id not in kept]
+        pruned += [each for each in inside if each.id not in kept and each.status != "diverged"]
     store.set_pruned([cast(int, each.id) for each in pruned])
     for each in store.checkpoints():  # those that a kill left behind as well
         if each.status == "pruned" and each.path.is_relative_to(context.root):
@@ -42,7 +43,7 @@ def tidy(context: Context) -> None:
 def best_checkpoint(store: Store, model: str) -> Checkpoint:
     """The accepted checkpoint that the gate's number is highest for; the newest of equals."""
     run = store.run()
-    by = "held_out" if run is None else run.config["gate"]["by"]
+    by = "held_out" if run is None else run.config["gate"].get("by", "held_out")
     accepted = [each for each in store.checkpoints(model) if each.status == "accepted"]
 
     def score(checkpoint: Checkpoint) -> float:

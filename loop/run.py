@@ -205,12 +205,16 @@ def drive(root: Path, progress: Progress, roles: dict[int, Any], config: Config)
 def _refuse_changed_weights(store: Store, config: Config) -> None:
     """A round that begins from other weights than were measured would be believed for nothing."""
     for model in config.models:
-        if store.checkpoints(model) and not checkpoints.intact(found := store.incumbent(model)):
-            raise UserError(
-                f"{found.path}, from which {store.root} goes on, is missing or not as it was "
-                f"written; put it back (`loop verify {quote(str(store.root))}` says when it is "
-                "right), or delete the run to begin anew"
-            )
+        made = {each.id: each for each in store.checkpoints(model)}
+        incumbent = store.incumbent(model) if made else None
+        needed = [] if incumbent is None else [incumbent, made.get(incumbent.base_id)]
+        for found in needed:
+            if found is not None and not checkpoints.intact(found):
+                raise UserError(
+                    f"{found.path}, from which {store.root} goes on, is missing or not as it was "
+                    f"written; put it back (`loop verify {quote(str(store.root))}` says when it "
+                    "is right), or delete the run to begin anew"
+                )
 
 
 def _drive(context: Any) -> Outcome:

@@ -146,6 +146,18 @@ class Model(Frozen):
     engine: Role
     trainer: Role
 
+    @model_validator(mode="after")
+    def _has_a_template_already(self) -> Model:
+        if self.path == "embedded" and self.template_path is not None:
+            raise ValueError("the embedded model has a chat template; leave template_path out")
+        return self
+
+    @model_validator(mode="after")
+    def _has_an_adapter(self) -> Model:
+        if self.fresh_adapter and self.trainer.options.get("lora_rank") is None:
+            raise ValueError("fresh_adapter is for trainers with a lora_rank")
+        return self
+
 
 class Anchors(Frozen):
     """Answers of known worth, by which the judge of each round is measured."""
@@ -216,6 +228,9 @@ class Evaluate(Frozen):
     def _names_differ(self) -> Evaluate:
         if both := sorted(self.suite.keys() & self.command.keys()):
             raise ValueError(f"{both[0]!r} is the name of a suite and of a command")
+        for name in ("held_out", "anchors", "judge"):
+            if name in self.suite or name in self.command:
+                raise ValueError(f"{name!r} is a name of the loop's own; choose another")
         return self
 
     @model_validator(mode="after")
@@ -241,7 +256,7 @@ class Gate(Frozen):
         "held_out",
         description='what decides: "held_out", or a metric of a command as "name.metric"',
     )
-    min_gain: StrictFloat = Field(0.0, ge=-1, le=1, description="what the lower bound must pass")
+    min_gain: StrictFloat = Field(0.0, description="what the lower bound must pass")
     undecided: Literal["keep", "revert"] = Field(
         "revert", description="what to go on with when the interval holds zero"
     )
@@ -257,6 +272,12 @@ class Gate(Frozen):
         description="the run ends when the gate's score reaches this",
         json_schema_extra=OPERATIONAL,
     )
+
+    @model_validator(mode="after")
+    def _scores_lie_within_1(self) -> Gate:
+        if self.by == "held_out" and not -1 <= self.min_gain <= 1:
+            raise ValueError(f"min_gain is between -1 and 1, found {self.min_gain:g}")
+        return self
 
 
 class Budget(Frozen):
@@ -300,7 +321,7 @@ class Config(Frozen):
 
     @model_validator(mode="after")
     def _tracks_have_models(self) -> Config:
-        for name, track in self.track.items():
+        for name, track in (*self.track.items(), *self.tracks(0).items()):
             if track.model not in self.models:
                 raise ValueError(f"track {name!r} is of model {track.model!r}, which is not there")
         idle = set(self.models) - {track.model for track in self.track.values()}

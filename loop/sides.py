@@ -17,7 +17,7 @@ from loop.gain import by_prompt
 from loop.meant import config_of, model, opened, rounds_of
 from loop.report import Table, decisions, rounds, the_run
 from loop.run import DATABASE
-from loop.settings import Config, flat, operational
+from loop.settings import Config, operational
 from store.database import Store
 from store.errors import UserError, unknown
 from store.records import RunStatus
@@ -123,13 +123,8 @@ def _alike(
 
 def _differing(one: Config, other: Config) -> list[str]:
     """The settings in which two runs differ that are not repetitions of each other."""
-    left, right = flat(one), flat(other)
-    keys = sorted(left.keys() | right.keys())
-    return [
-        key
-        for key in keys
-        if left.get(key) != right.get(key) and key != "seed" and not operational(key)
-    ]
+    keys = [each["key"] for each in configuration.differences(one, other)]
+    return [key for key in keys if key != "seed" and not operational(key)]
 
 
 # What is read of a run

@@ -234,7 +234,9 @@ def _start(context: Context, round: Round, model: str) -> Checkpoint:
     else:
         own_round = {each.id for each in store.checkpoints(model, round.id)}
         earlier = [each for each in store.checkpoints(model) if each.id not in own_round]
-        start = [each for each in earlier if each.status in ("accepted", "rejected")][-1]
+        start = [each for each in earlier if each.status not in ("diverged", "merged")][-1]
+        if start.status == "pruned":
+            raise RuntimeError(f"the weights of {start.path}, from which to start, were deleted")
     if start.kind == "adapter" and own.fresh_adapter and round.number > 0:
         return _merged(context, round, start)
     return start

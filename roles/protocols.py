@@ -82,7 +82,7 @@ class History(Protocol):
     """What a role may ask about earlier rounds."""
 
     def asked(self) -> frozenset[str]:
-        """Digests of the prompts that this run asked for training in earlier rounds."""
+        """Digests of the prompts that this run has asked for training so far."""
         ...
 
     def held_out(self) -> frozenset[str]:

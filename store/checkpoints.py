@@ -257,6 +257,8 @@ def _digest(path: Path) -> tuple[str, int]:
         relative = file.relative_to(path)
         if relative.name == TRAINING or relative.parts[0].startswith("."):
             continue
+        if any(relative.match(each) for each in NOT_DOWNLOADED):
+            continue  # another program may have fetched it into the same snapshot
         with _content(file) as (opened, length):
             digest.update(f"{relative.as_posix()}\0{length}\0".encode())
             size += length

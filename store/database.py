@@ -43,6 +43,9 @@ from store.tables import (
     TrainingStepRow,
 )
 
+SAMPLED = ("generated_tokens", "judge_tokens", "proposed_tokens")
+"""How a round counts the tokens that were sampled in it."""
+
 
 class Store(Stages):
     """One run's history.
@@ -211,9 +214,9 @@ class Store(Stages):
             row.seconds = dict(total)
 
     def generated_tokens(self) -> int:
-        """Tokens that models of this run sampled, as answers and as judgements."""
+        """Tokens that models of this run sampled: answers, judgements and proposals."""
         return sum(
-            counts.get("generated_tokens", 0) + counts.get("judge_tokens", 0)
+            sum(counts.get(kind, 0) for kind in SAMPLED)
             for each in self.rounds()
             for counts in each.counts.values()
         )

@@ -122,8 +122,12 @@ class Stages(Database):
         purpose: Purpose,
         prompts: Sequence[Prompt],
         batch_size: int,
+        proposed_tokens: int = 0,
     ) -> None:
-        """Write which prompts are asked, and in which batches; new prompts are stored."""
+        """Write which prompts are asked, and in which batches; new prompts are stored.
+
+        proposed_tokens: sampled to find them, also for those that were thrown away.
+        """
         with self._write() as session:
             ids = self._prompt_ids(session, prompts)
             made = [
@@ -137,7 +141,8 @@ class Stages(Database):
                 for place, prompt_id in enumerate(ids)
             ]
             insert_rows(session, AskedRow, made)
-            self._count(session, round_id, f"{purpose}:{track}", asked=len(made))
+            spent = {"proposed_tokens": proposed_tokens} if proposed_tokens else {}
+            self._count(session, round_id, f"{purpose}:{track}", asked=len(made), **spent)
 
     # Candidates
 

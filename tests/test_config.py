@@ -227,7 +227,7 @@ def test_the_label_of_a_role_tells_its_options_and_model_apart():
         (["seed=1.5"], "seed: Input should be a valid integer"),
         (["rounds=many"], "found 'many'"),
         (["batch_prompts=0"], "batch_prompts: Input should be greater than or equal to 1, found 0"),
-        (["gate.min_gain=1.5"], "gate.min_gain: Input should be less than or equal to 1"),
+        (["gate.min_gain=1.5"], "gate: min_gain is between -1 and 1, found"),
         (["gate.undecided=wait"], "gate.undecided: Input should be 'keep' or 'revert', found"),
         (["evaluate.temperature=0"], "evaluate.temperature: Input should be greater than 0"),
         (["prompts=0"], "track.main.prompts: Input should be greater than or equal to 1"),

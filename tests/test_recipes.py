@@ -1,4 +1,4 @@
-"""Recipes: each says what it is and names parts that are there; `irpo` runs as it is typed."""
+"""Recipes: each says what it is and names parts that are there, and runs as it is typed."""
 
 from __future__ import annotations
 
@@ -22,6 +22,14 @@ SMALL = (
     *("prompts=16", "rounds=1", "evaluate.gate_prompts=16", "evaluate.test_prompts=16"),
     *("warmup.prompts=256", "warmup.generator.n=1"),
     *("warmup.trainer.epochs=2", "warmup.trainer.batch_size=32", "trainer.epochs=1"),
+)
+
+
+SMALL_SELF_REWARDING = (
+    *("rounds=1", "prompts=32", "evaluate.gate_prompts=16", "evaluate.test_prompts=16"),
+    *("evaluate.anchors.prompts=16", "warmup.prompts=64", "warmup.generator.n=1"),
+    *("warmup.track.judging.prompts=600", "warmup.track.proposing.prompts=150"),
+    *("warmup.trainer.epochs=4", "warmup.trainer.batch_size=32", "trainer.epochs=1"),
 )
 
 
@@ -79,10 +87,11 @@ def test_irpo_is_the_papers_loss_on_the_papers_pairs() -> None:
         "verifier",
         "right_wrong",
     )
-    assert {key: trainer.options[key] for key in ("loss", "beta", "nll_weight")} == {
+    assert {key: trainer.options[key] for key in ("loss", "beta", "nll_weight", "nll")} == {
         "loss": "sigmoid",
         "beta": 0.1,
         "nll_weight": 1.0,
+        "nll": "sequence",
     }
     assert track.generator.options["n"] / track.filter.options["pairs"] == 30 / 10
 
@@ -106,5 +115,49 @@ def test_irpo_runs_and_holds_each_pair_to_the_checkpoint_the_round_began_from(
     assert {pair["rule"] for pair in pairs} == {"right_wrong"}
     assert 1 < len(pairs) / len({pair["prompt"] for pair in pairs}) <= 5
     assert all(abs(pair["before"] - pair["held_to"]) < 1e-3 for pair in pairs)
+    verified = loop("verify", root)
+    assert verified.returncode == 0, verified.stdout
+
+
+def test_self_rewarding_learns_from_its_own_judgements_of_answers_to_its_own_prompts(
+    tmp_path: Path,
+) -> None:
+    sets = [part for each in SMALL_SELF_REWARDING for part in ("--set", each)]
+    done = loop("start", "--recipe", "self-rewarding", "--runs", tmp_path, *sets)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (root,) = tmp_path.iterdir()
+    store = Store(root / run.DATABASE)
+    (began,) = store.query("SELECT path FROM checkpoint WHERE path LIKE '%round-0000%'")
+    proposed = store.query(
+        "SELECT origin, count(*) AS n FROM prompt JOIN asked ON asked.prompt_id = prompt.id "
+        "JOIN round ON round.id = round_id WHERE number = 1 AND purpose = 'train' GROUP BY origin"
+    )
+    votes = store.query(
+        "SELECT count(*) AS votes, judgement.score, judgement.variance, judgement.status, "
+        "avg(verdict.value) AS mean, max(judge_model) AS by FROM verdict "
+        "JOIN judgement USING (candidate_id, judge, round_id) "
+        "JOIN candidate ON candidate.id = candidate_id JOIN asked ON asked.id = asked_id "
+        "JOIN round ON round.id = asked.round_id "
+        "WHERE number = 1 AND purpose = 'train' AND judge LIKE 'rubric%' GROUP BY candidate_id"
+    )
+    told = {
+        (row["number"], row["metric"])
+        for row in store.query(
+            "SELECT number, metric FROM evaluation JOIN round ON round.id = round_id "
+            "WHERE suite = 'judge'"
+        )
+    }
+    (pairs,) = store.query("SELECT count(*) AS n FROM example WHERE kind = 'pair'")
+    store.close()
+    assert {row["origin"]: row["n"] for row in proposed} == {"proposed": 8, "seed": 24}
+    assert len(votes) == 32 * 8
+    assert {row["votes"] for row in votes} == {3}
+    assert all(row["by"].endswith(began["path"]) for row in votes)
+    scored = [row for row in votes if row["status"] == "ok"]
+    assert len(scored) > 200
+    assert all(abs(row["score"] - row["mean"]) < 1e-9 for row in scored)
+    assert any(row["variance"] > 0 for row in scored if row["variance"] is not None)
+    assert told >= {(n, metric) for n in (0, 1) for metric in ("agreement", "variance", "modal")}
+    assert pairs["n"] > 10
     verified = loop("verify", root)
     assert verified.returncode == 0, verified.stdout

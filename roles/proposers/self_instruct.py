@@ -122,7 +122,7 @@ class SelfInstruct:
                 near.add(found)
                 kept.append(self._prompt(found, shots))
                 call.progress(len(kept), wanted)
-        self._tell(wanted, len(kept), lost)
+        self._tell(wanted, len(kept), lost, first=call.round <= 1)
         return [*given, *kept]
 
     def _answers(
@@ -199,12 +199,12 @@ class SelfInstruct:
             parent_prompt_id=parents[0] if parents else None,
         )
 
-    def _tell(self, wanted: int, kept: int, lost: Counter[str]) -> None:
+    def _tell(self, wanted: int, kept: int, lost: Counter[str], first: bool) -> None:
         reasons = ", ".join(f"{reason} {count}" for reason, count in lost.most_common())
         counts = (
             f"{kept + lost.total()} sampled, {kept} of {wanted} kept; lost: {reasons or 'none'}"
         )
-        if not kept:
+        if first and not kept:  # later it is the policy's doing, which no setting mends
             raise UserError(
                 f"self_instruct got no prompt that can be used ({counts}); ask for other prompts "
                 "with template_path, or allow more with similarity, min_words and max_tokens"
