@@ -34,6 +34,9 @@ def tidy(context: Context) -> None:
         kept |= {each.base_id for each in made if each.id in kept}  # an adapter is nothing alone
         inside = [each for each in made if each.path.is_relative_to(context.root)]
         pruned += [each for each in inside if each.id not in kept and each.status != "diverged"]
+        for each in made:
+            if each.id in kept:
+                checkpoints.rebase(each)
     store.set_pruned([cast(int, each.id) for each in pruned])
     for each in store.checkpoints():  # those that a kill left behind as well
         if each.status == "pruned" and each.path.is_relative_to(context.root):

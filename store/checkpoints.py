@@ -86,6 +86,19 @@ def intact(checkpoint: Checkpoint) -> bool:
     return checkpoint.path.is_dir() and _digest(checkpoint.path)[0] == checkpoint.digest
 
 
+def rebase(checkpoint: Checkpoint) -> None:
+    """Let an adapter's folder name where its base lies now, because a run can be moved."""
+    file, base = checkpoint.path / ADAPTER, checkpoint.base_path
+    if base is None or not file.is_file():
+        return
+    told = json.loads(file.read_text())
+    if told.get("base_model_name_or_path") != str(base.resolve()):
+        aside = file.with_name(file.name + ".new")
+        told["base_model_name_or_path"] = str(base.resolve())
+        aside.write_text(json.dumps(told, indent=2, sort_keys=True) + "\n")
+        aside.replace(file)
+
+
 def remove(path: Path) -> None:
     """Delete a folder such that no half of it is ever found under its name."""
     if path.exists():

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -441,3 +442,19 @@ def test_a_hub_model_that_is_not_here_is_one_sentence_when_offline(name, tmp_pat
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"no model {name!r}: there is no such folder, and the Hub")
     assert done.stdout.count("\n") == 1
+
+
+def test_an_adapter_of_a_run_that_was_moved_names_its_base_where_it_is_now(tmp_path):
+    made, base = tmp_path / "made", tmp_path / "moved" / "base"
+    made.mkdir()
+    base.mkdir(parents=True)
+    config = made / "adapter_config.json"
+    config.write_text(json.dumps({"r": 4, "base_model_name_or_path": "/before/base"}))
+    (made / "adapter_model.safetensors").write_bytes(b"weights")
+    found = replace(checkpoints.measure(made, "policy"), base_path=base)
+    checkpoints.rebase(found)
+    assert json.loads(config.read_text()) == {"r": 4, "base_model_name_or_path": str(base)}
+    assert checkpoints.intact(found)
+    before = config.stat().st_mtime_ns
+    checkpoints.rebase(found)  # nothing to do, so nothing is written
+    assert config.stat().st_mtime_ns == before

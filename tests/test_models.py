@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 import runs
 from roles.plugins import load
@@ -354,3 +354,63 @@ def test_each_round_may_begin_with_a_fresh_adapter_on_the_merged_one(tmp_path: P
     assert [each.base_id for each in adapters] == [base.id, merged.id]
     AutoModelForCausalLM.from_pretrained(adapters[-1].path)
     store.close()
+
+
+SELF_INSTRUCT = """
+[proposer]
+use = "self_instruct"
+path = "seeds.jsonl"
+prompt = "self_instruct_brief"
+share = 0.5
+seeds = 12
+shots = 1
+own = 1
+similarity = 1.0
+temperature = 0.7
+max_tokens = 10
+min_words = 1
+attempts = 60
+[evaluate.proposer]
+use = "dataset"
+path = "questions.jsonl"
+"""
+
+
+@pytest.mark.parametrize("more", [(), ("trainer.lora_rank=4",)], ids=["full", "lora"])
+def test_from_a_folder_through_self_instructed_rounds_to_a_folder_that_answers(
+    tmp_path: Path, more: tuple[str, ...]
+) -> None:
+    """What a user types: start, sample, export; and plain transformers at the end."""
+    build(tmp_path / "chatml")
+    (tmp_path / "brief.py").write_text(JUDGE)
+    own = CONFIG.split("[proposer]")[0] + SELF_INSTRUCT
+    own += "[generator]" + CONFIG.split("[generator]")[1]
+    (tmp_path / "loop.toml").write_text(own)
+    for name, word in (("seeds", "tree"), ("questions", "river")):
+        rows = [{"prompt": f"Spell the {word} number {n} backward"} for n in range(40)]
+        lines = "\n".join(json.dumps(row) for row in rows)
+        (tmp_path / f"{name}.jsonl").write_text(lines + "\n")
+    sets = [part for each in ("gate.patience=0", *more) for part in ("--set", each)]
+    done = runs.loop("start", "--config", "loop.toml", *sets, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    [root] = (tmp_path / "runs").iterdir()
+    store = Store(root / "loop.db")
+    proposed = store.query("SELECT messages FROM prompt WHERE origin = 'proposed'")
+    trained_on = store.query("SELECT count(*) AS n FROM trained_on")[0]["n"]
+    counts = [each.counts["train:main"] for each in store.rounds()[1:]]
+    kinds = {each.kind for each in store.checkpoints("policy")[1:]}
+    store.close()
+    assert proposed
+    assert trained_on
+    assert all(each["proposed_tokens"] > 0 for each in counts)
+    assert kinds == ({"adapter"} if more else {"full"})
+    verified = runs.loop("verify", root)
+    assert verified.returncode == 0, verified.stdout
+    sampled = runs.loop("sample", root, "Spell tree backward", "--max-tokens", "6")
+    assert sampled.returncode == 0, sampled.stderr
+    exported = runs.loop("export", root, tmp_path / "mine")
+    assert exported.returncode == 0, exported.stderr
+    speak = pipeline("text-generation", str(tmp_path / "mine"), device="cpu")
+    chat = [{"role": "user", "content": "Spell tree backward"}]
+    [answer] = speak(chat, max_new_tokens=4, do_sample=False)
+    assert answer["generated_text"][-1]["role"] == "assistant"
