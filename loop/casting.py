@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import shlex
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from loop.settings import Config, Model, Role
+from loop.settings import Command, Config, Model, Role
 from roles import plugins
 from store import checkpoints
 from store.errors import UserError
+
+KINDS = {"pair": "pairs", "demonstration": "demonstrations", "labelled": "labelled candidates"}
 
 
 def load_roles(config: Config) -> dict[int, Any]:
@@ -23,6 +27,8 @@ def load_roles(config: Config) -> dict[int, Any]:
         for name, model in config.models.items()
         if model.path != "embedded"
     }
+    for name, command in config.evaluate.command.items():
+        _check_command(name, command)
     for role, table in wanted:
         _check_model(config, role, table)
     made = {id(table): plugins.load(role, table.use, table.options) for role, table in wanted}
@@ -35,10 +41,31 @@ def load_roles(config: Config) -> dict[int, Any]:
             raise UserError(
                 f'judge {table.use!r} asks a model: set its model, as in judge.model = "round"'
             )
+    for number in (0, 1):
+        for track in config.tracks(number).values():
+            _check_kinds(track.filter, config.trainer(number, track.model), made)
     for name, folder in folders.items():
         model = config.models[name]
         _check_template(model, folder, made[id(model.engine)])
     return made
+
+
+def _check_command(name: str, command: Command) -> None:
+    word = shlex.split(command.run)[0]
+    place = Path(command.folder_path or ".")
+    if "{checkpoint}" not in word and shutil.which(word) is None and not (place / word).is_file():
+        raise UserError(f"evaluate.command.{name}: there is no program {word!r}; give its path")
+
+
+def _check_kinds(selecting: Role, training: Role, made: dict[int, Any]) -> None:
+    """What a filter gives is what the trainer learns from, where both say so."""
+    gives = getattr(made[id(selecting)], "gives", None)
+    learns = getattr(made[id(training)], "learns_from", None)
+    if gives is not None and learns is not None and gives != learns:
+        raise UserError(
+            f"filter {selecting.use!r} gives {KINDS[gives]}, and trainer {training.use!r} learns "
+            f"from {KINDS[learns]}; choose a filter and a trainer that go together"
+        )
 
 
 def _check_model(config: Config, role: str, table: Role) -> None:
@@ -49,7 +76,7 @@ def _check_model(config: Config, role: str, table: Role) -> None:
     if table.thinking != "shown" and role != "judge":
         raise UserError(f"{role} {table.use!r} has no option 'thinking'; it is a judge's")
     kind, _, path = (table.model or "").partition(":")
-    if kind == "checkpoint" and path not in ("", "base"):
+    if kind == "checkpoint" and path != "base":
         checkpoints.locate(path)
     elif table.model is not None and table.model not in known[:-1]:
         raise UserError(
@@ -70,4 +97,8 @@ def _check_template(model: Model, folder: Path, engine: Any) -> None:
     with tempfile.TemporaryDirectory() as place:
         tried = Path(place) / folder.name
         checkpoints.with_template(folder, Path(model.template_path), tried)
-        check_template(tried)
+        try:
+            check_template(tried)
+        except UserError as error:
+            told = str(error).replace(str(tried), model.template_path)
+            raise UserError(told) from None

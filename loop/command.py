@@ -7,11 +7,12 @@ can be paired with another checkpoint's, so a rule that uses them has an interva
 from __future__ import annotations
 
 import json
-import math
 import os
 import shlex
 import signal
 import subprocess
+import sys
+from contextlib import suppress
 from typing import Any
 
 from loop.measure import RESAMPLES, bootstrap
@@ -34,7 +35,7 @@ def run_command(
     path = str(checkpoint.path.absolute())
     words = [word.replace("{checkpoint}", path) for word in shlex.split(command.run)]
     told = f"evaluate.command.{name} ({words[0]})"
-    output = _printed(words, command.timeout_s, path, told)
+    output = _printed(words, command, path, told)
     found = [
         _evaluation(name, metric, value, checkpoint.model, seed, told)
         for metric, value in _metrics(output, told).items()
@@ -47,7 +48,7 @@ def run_command(
     return found
 
 
-def _printed(words: list[str], timeout_s: float, path: str, told: str) -> str:
+def _printed(words: list[str], command: Command, path: str, told: str) -> str:
     """What the command wrote on its standard output."""
     try:
         # In a session of its own: a Ctrl-C asks the run to stop after its batch, and a command that
@@ -59,18 +60,20 @@ def _printed(words: list[str], timeout_s: float, path: str, told: str) -> str:
             text=True,
             errors="replace",
             env=os.environ | {"RATCHET_CHECKPOINT": path},
+            cwd=command.folder_path,
             start_new_session=True,
         )
     except OSError as error:
         raise UserError(f"{told} cannot be started: {error.strerror}") from None
     try:
-        output, complaint = process.communicate(timeout=timeout_s)
+        output, complaint = process.communicate(timeout=command.timeout_s)
     except subprocess.TimeoutExpired:
-        raise UserError(f"{told} took longer than its timeout_s, {timeout_s:g} s") from None
+        limit = f"{command.timeout_s:g} s"
+        raise UserError(f"{told} took longer than its timeout_s, {limit}") from None
     finally:
-        if process.poll() is None:
+        with suppress(ProcessLookupError):  # nothing that it started outlives it
             os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
+        process.communicate()
     if process.returncode != 0:
         said = " ".join((complaint or output).split())[-SHOWN:]
         raise UserError(f"{told} ended with exit code {process.returncode}: {said}")
@@ -81,7 +84,7 @@ def _metrics(output: str, told: str) -> dict[str, Any]:
     for line in (output.strip(), *reversed(output.splitlines())):
         try:
             found = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(found, dict) and found:
             return found
@@ -89,9 +92,16 @@ def _metrics(output: str, told: str) -> dict[str, Any]:
     raise UserError(f'{told} printed no JSON object such as {{"accuracy": 0.5}}; it said: {said!r}')
 
 
+def _is_number(value: Any) -> bool:
+    plain = isinstance(value, int | float) and not isinstance(value, bool)
+    return plain and abs(value) <= sys.float_info.max  # an int may be larger than any float
+
+
 def _evaluation(name: str, metric: str, value: Any, model: str, seed: int, told: str) -> Evaluation:
+    if not metric or not metric.isprintable():
+        raise UserError(f"{told}: {metric!a} is no name of a metric")
     items = value if isinstance(value, list) else [value]
-    numbers = [each for each in items if isinstance(each, int | float) and math.isfinite(each)]
+    numbers = [each for each in items if _is_number(each)]
     if not items or len(numbers) < len(items):
         raise UserError(
             f"{told}: metric {metric!r} is a finite number or a list of them, found {value!r:.60}"

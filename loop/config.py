@@ -245,13 +245,17 @@ def _parse(path: Path) -> Tables:
 def _resolved(tables: Any, base: Path, place: tuple[str, ...] = ()) -> Any:
     """Paths made absolute: they are relative to the file that names them."""
     if isinstance(tables, dict):
+        if place[:-1] == ("evaluate", "command") and "run" in tables:
+            tables = {"folder_path": ".", **tables}
         return {name: _resolved(value, base, (*place, name)) for name, value in tables.items()}
     if not isinstance(tables, str) or not place:
         return tables
     key, of_model = place[-1], place[:-1] == ("model",) or place[:-2] == ("models",)
     if key in ("use", *SPELLED) and ".py:" in tables and not tables.startswith("/"):
         return str(base / tables)
-    if key == "model" and tables.startswith("checkpoint:") and tables != "checkpoint:base":
+    if key == "model" and tables.startswith("checkpoint:"):
+        if tables in ("checkpoint:", "checkpoint:base"):
+            return tables
         path = base / tables.removeprefix("checkpoint:")
         return f"checkpoint:{path}" if path.exists() else tables
     if not (key == "path" or key.endswith("_path")) or (of_model and tables in ("embedded", "")):

@@ -10,7 +10,7 @@ import hashlib
 import json
 import shlex
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -190,7 +190,10 @@ class Command(Frozen):
     """A command of the user's: a checkpoint's path in, metrics as a JSON object out."""
 
     run: str = Field(description="its words as in a shell; {checkpoint} stands for the path")
-    timeout_s: StrictFloat = Field(3600.0, gt=0)
+    folder_path: str | None = Field(
+        None, description="where it runs; unless said, the folder of the file that names it"
+    )
+    timeout_s: StrictFloat = Field(3600.0, gt=0, json_schema_extra=OPERATIONAL)
     guard: str | None = Field(None, description="the metric that must not fall")
     max_fall: StrictFloat = Field(0.0, ge=0, description="below the incumbent's")
 
@@ -399,8 +402,10 @@ def operational(key: str) -> bool:
     """Whether a setting, named by its dotted key, may change during a run."""
     model: Any = Config
     for part in key.split("."):
-        fields = getattr(model, "model_fields", {})
-        item = fields.get(part)
+        if get_origin(model) is dict:  # `part` is the user's name for a table of it
+            model = get_args(model)[1]
+            continue
+        item = getattr(model, "model_fields", {}).get(part)
         if item is None:
             return False
         if item.json_schema_extra == OPERATIONAL:

@@ -127,7 +127,11 @@ class Judge(Protocol):
 
 @runtime_checkable
 class Filter(Protocol):
-    """Judgements to examples."""
+    """Judgements to examples.
+
+    A filter that says `gives` and a trainer that says `learns_from`, each a kind of example, are
+    checked against each other before a run begins.
+    """
 
     def select(
         self,

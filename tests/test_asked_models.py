@@ -104,6 +104,7 @@ def test_thoughts_are_kept_from_a_judge_that_is_not_to_see_them(
         ("judge.model=checkpoint:/nowhere/x", r"no model folder '/nowhere/x'"),
         ("generator.model=round", r"has no option 'model'; only a judge"),
         ("generator.thinking=hidden", r"has no option 'thinking'"),
+        ("judge.model=checkpoint:", r"'checkpoint:'|is empty"),
         ("judge.thinking=secret", r"thinking.*'shown' or 'hidden'.*found 'secret'"),
     ],
 )
@@ -112,4 +113,21 @@ def test_a_mistake_in_whom_to_ask_is_told_at_the_start(
 ) -> None:
     with pytest.raises(UserError, match=sentence):
         start(scripted_toml(tmp_path), tmp_path / "runs", [setting])
+    assert run.all_runs(tmp_path / "runs") == []
+
+
+@pytest.mark.parametrize(
+    ("filter", "trainer", "sentence"),
+    [
+        ("best_worst", "kto", r"filter 'best_worst' gives pairs, and trainer 'kto' learns from "),
+        ("labelled", "preference", r"gives labelled candidates, .* learns from pairs"),
+        ("best_only", "preference", r"gives demonstrations, .* learns from pairs"),
+    ],
+)
+def test_a_filter_and_a_trainer_that_do_not_go_together_are_told_at_the_start(
+    tmp_path: Path, filter: str, trainer: str, sentence: str
+) -> None:
+    sets = [f"filter.use={filter}", f"trainer.use={trainer}"]
+    with pytest.raises(UserError, match=sentence):
+        start(scripted_toml(tmp_path), tmp_path / "runs", sets)
     assert run.all_runs(tmp_path / "runs") == []

@@ -175,7 +175,11 @@ MISTAKES = [
     Mistake(
         "below its bound", "--set rounds=-1", r"rounds: .*greater than or equal to 0, found -1"
     ),
-    Mistake("above its bound", "--set gate.min_gain=2", r"gate\.min_gain: .*equal to 1, found 2"),
+    Mistake(
+        "above its bound",
+        "--set gate.resamples=9_000_000",
+        r"gate\.resamples: .*less than or equal",
+    ),
     Mistake("a word for a number", "--set seed=many", r"seed: .*valid integer, found 'many'"),
     Mistake("a set without =", "--set rounds", r"--set takes key=value, .* found 'rounds'"),
     Mistake("no table", "--set judge=3", r"judge is a table, found 3"),

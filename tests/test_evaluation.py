@@ -188,6 +188,10 @@ def test_a_guarded_metric_that_falls_rejects(tmp_path: Path) -> None:
         ("print('fine')", [], r"printed no JSON object .* it said: 'fine'"),
         ('print(\'{"a": "high"}\')', [], r"metric 'a' is a finite number .* found 'high'"),
         ("print('{\"a\": [1, NaN]}')", [], r"metric 'a' is a finite number"),
+        ("print('{\"a\": true}')", [], r"metric 'a' is a finite number"),
+        ("print('{\"a\": 1' + '0' * 400 + '}')", [], r"metric 'a' is a finite number"),
+        ("print('{\"\": 1}')", [], r"'' is no name of a metric"),
+        ("print('[' * 100_000)", [], r"printed no JSON object"),
         ("print('{\"a\": 1}')", ["gate.by=mine.b"], r"printed no metric 'b'; it printed: a"),
         (
             "import time; time.sleep(9)",
@@ -210,6 +214,30 @@ def test_a_command_that_fails_stops_the_run_which_goes_on_once_it_is_mended(
     assert again.returncode == 0, again.stderr
 
 
+def test_a_command_runs_beside_the_file_that_names_it_wherever_the_run_is_begun(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "measure.py").write_text("print('{\"a\": 1}')")
+    table = f"[evaluate.command.mine]\nrun = '{sys.executable} measure.py {{checkpoint}}'\n"
+    file = scripted_toml(tmp_path, table)
+    (tmp_path / "elsewhere").mkdir()
+    sets = ["rounds=1"]
+    done = loop("start", "--config", file, *_set(sets), cwd=tmp_path / "elsewhere")
+    assert done.returncode == 0, done.stderr
+    [root] = (tmp_path / "elsewhere" / "runs").iterdir()
+    assert measured(root, "mine") == {(0, "a"): 1.0, (1, "a"): 1.0}
+
+
+def test_a_run_whose_command_took_too_long_goes_on_with_more_time(tmp_path: Path) -> None:
+    file = command_toml(tmp_path, "import time; time.sleep(1)\nprint('{\"a\": 1}')")
+    sets = ["rounds=1", "evaluate.command.mine.timeout_s=0.2"]
+    first = loop("start", "--config", file, "--runs", tmp_path / "runs", *_set(sets))
+    assert first.returncode == 4, first.stderr
+    [root] = (tmp_path / "runs").iterdir()
+    again = loop("start", root, "--set", "evaluate.command.mine.timeout_s=60.0")
+    assert again.returncode == 0, again.stderr
+
+
 def _set(sets: list[str]) -> list[str]:
     return [part for each in sets for part in ("--set", each)]
 
@@ -227,6 +255,8 @@ def _set(sets: list[str]) -> list[str]:
         ("[evaluate.suite.old]\nprompts = 9", r"evaluate.suite.old.proposer: Field required"),
         ('[evaluate.suite.old]\nproposer="a"\nmax_fal=1', r"mean 'evaluate.suite.old.max_fall'"),
         ("[evaluate.anchors]\nprompts = 1", r"evaluate.anchors.prompts: .* greater"),
+        ('[evaluate.suite.held_out]\nproposer = "a"', r"'held_out' is a name of the loop's own"),
+        ('[evaluate.command.mine]\nrun = "nosuch {checkpoint}"', r"no program 'nosuch'"),
     ],
 )
 def test_a_mistake_in_a_measurement_is_told_before_anything_is_written(

@@ -142,6 +142,9 @@ def test_a_template_is_checked_before_a_run(copied: Path) -> None:
     template.write_text("{% if false %}{% endif %}")
     with pytest.raises(UserError, match="makes no token of a question"):
         check_template(copied)
+    template.write_text("Hello.")
+    with pytest.raises(UserError, match="writes the same of every question"):
+        check_template(copied)
     template.unlink()
     with pytest.raises(UserError, match=r"no chat template.*chat_template\.jinja"):
         check_template(copied)

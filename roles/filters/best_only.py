@@ -17,6 +17,7 @@ class BestOnly:
     """min_score: a best candidate below it gives nothing. None takes it whatever its score."""
 
     rule = "best_only"
+    gives = "demonstration"
 
     def __init__(
         self,

@@ -25,6 +25,7 @@ class BestWorst:
     """min_margin: the least difference of scores that makes a pair. A tie never does."""
 
     rule = "best_worst"
+    gives = "pair"
 
     def __init__(
         self,

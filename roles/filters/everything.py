@@ -14,6 +14,7 @@ from store.records import Call, Example, Group, Judgement, Selection
 
 class Everything:
     rule = "everything"
+    gives = "demonstration"
 
     def select(
         self,

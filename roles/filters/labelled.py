@@ -21,6 +21,7 @@ class Labelled:
     per_label: at most so many of each label a prompt. None is all."""
 
     rule = "labelled"
+    gives = "labelled"
 
     def __init__(
         self,

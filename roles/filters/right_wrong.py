@@ -28,6 +28,7 @@ class RightWrong:
     """pairs: at most so many a prompt. threshold: the least score that is right."""
 
     rule = "right_wrong"
+    gives = "pair"
 
     def __init__(
         self,

@@ -58,5 +58,14 @@ def check_template(path: Path) -> None:
     except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
         said = " ".join(str(error).split())
         raise UserError(f"the tokenizer in {str(path)!r} cannot be loaded: {said[:300]}") from error
-    if not prompt_ids(tokenizer, Prompt(messages=(Message(role="user", content="Why?"),))):
+    why, where = (
+        prompt_ids(tokenizer, Prompt(messages=(Message(role="user", content=question),)))
+        for question in ("Why?", "Where to?")
+    )
+    if not why:
         raise UserError(f"the chat template of {str(path)!r} makes no token of a question")
+    if why == where:
+        raise UserError(
+            f"the chat template of {str(path)!r} writes the same of every question; it has to "
+            "write each message's content"
+        )

@@ -126,6 +126,10 @@ def _records(table: Any, path: Path) -> Rows:
     header: list[str] = next(table, [])
     if len(set(header)) < len(header) or "" in header:
         raise UserError(f"{path}:1 names each column, and differently; found {header}")
+    if len(header) == 1 and ";" in header[0]:
+        raise UserError(f"{path}:1 is separated by semicolons; right are commas, or tabs in a .tsv")
+    if spaced := [name for name in header if name != name.strip()]:
+        raise UserError(f"{path}:1 has a space at an end of the column name {spaced[0]!r}")
     line = table.line_num + 1
     for cells in table:
         place, line = f"{path}:{line}", table.line_num + 1
