@@ -139,7 +139,7 @@ def view(console: Console, found: Table) -> None:
     line(console)
     tokens, gate = found["generated_tokens"], found["gate"]
     rounds = f"{found['rounds']} rounds" if found["rounds"] else "rounds until stopped"
-    before = "a warm-up and " if found["warmup"] else ""
+    before = "a warm-up and " if found["warmup"] else "no warm-up (warmup.when), "
     limit = f"; the budget is {found['budget']:,}" if found["budget"] else ""
     spent = {"warm-up": tokens["warmup"], "round": tokens["round"], "run": tokens["run"]}
     line(console, f"{before}{rounds}")
