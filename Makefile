@@ -41,7 +41,7 @@ $(VENV)/bin/pip:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/installed: pyproject.toml | $(VENV)/bin/pip
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable .
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[peft]'
 	@touch $@
 
 $(VENV)/installed-test: pyproject.toml | $(VENV)/bin/pip
