@@ -117,8 +117,12 @@ def test_a_judge_that_says_one_thing_of_everything_agrees_like_a_coin_and_is_tol
         "        return 5\n"
     )
     sets = ["rounds=1", f"judge.use={judge}:Five", "filter.use=everything"]
-    root, outcome = start(scripted_toml(tmp_path, ANCHORS), tmp_path / "runs", sets)
-    assert outcome.code == 0
+    file = scripted_toml(tmp_path, ANCHORS)
+    done = loop("start", "--config", file, "--runs", tmp_path / "runs", *_set(sets))
+    assert done.returncode == 0, done.stderr
+    said = " ".join(done.stderr.split())
+    assert "Five gave 5 to 192 of 192 answers: it hardly tells them apart" in said
+    [root] = (tmp_path / "runs").iterdir()
     found = measured(root, "judge")
     assert found[1, "agreement"] == 0.5
     assert found[1, "modal"] == 1.0
