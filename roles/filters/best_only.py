@@ -6,11 +6,16 @@ the one with the highest score is trained on.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from roles.filters.eligibility import Eligibility, best_first, by_candidate, drop
+from roles.filters.eligibility import (
+    Eligibility,
+    Reason,
+    best_first,
+    select_each,
+)
 from roles.protocols import History
-from store.records import Call, Dropped, Example, Group, Judgement, Selection
+from store.records import Call, Example, Group, Judgement, Selection
 
 
 class BestOnly:
@@ -36,26 +41,22 @@ class BestOnly:
         history: History,
         call: Call,
     ) -> Selection:
-        judged = by_candidate(judgements)
-        examples: list[Example] = []
-        dropped: list[Dropped] = []
-        for group in groups:
-            sorted_ = self.eligibility.sort(group, judged)
-            if not sorted_.kept:
-                dropped.append(drop(group, sorted_.main_loss))
-                continue
-            best = best_first(sorted_.kept)[0]
-            if self.min_score is not None and best.score < self.min_score:
-                dropped.append(drop(group, "all wrong"))
-                continue
-            examples.append(
-                Example(
-                    kind="demonstration",
-                    asked_id=group.asked_id,
-                    prompt=group.prompt,
-                    chosen=best.candidate,
-                    rule=self.rule,
-                    chosen_judgement_id=best.judgement_id,
-                )
+        return select_each(groups, judgements, self._best)
+
+    def _best(self, group: Group, judged: Mapping[int, Judgement]) -> list[Example] | Reason:
+        sorted_ = self.eligibility.sort(group, judged)
+        if not sorted_.kept:
+            return sorted_.main_loss
+        best = best_first(sorted_.kept)[0]
+        if self.min_score is not None and best.score < self.min_score:
+            return "all wrong"
+        return [
+            Example(
+                kind="demonstration",
+                asked_id=group.asked_id,
+                prompt=group.prompt,
+                chosen=best.candidate,
+                rule=self.rule,
+                chosen_judgement_id=best.judgement_id,
             )
-        return Selection(examples=tuple(examples), dropped=tuple(dropped))
+        ]

@@ -6,19 +6,18 @@ score make the pair, and a prompt whose two are equal gives none.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from roles.filters.eligibility import (
     Eligibility,
     Reason,
     best_first,
-    by_candidate,
     check_min_margin,
-    drop,
     pair,
+    select_each,
 )
 from roles.protocols import History
-from store.records import Call, Dropped, Example, Group, Judgement, Selection
+from store.records import Call, Example, Group, Judgement, Selection
 
 
 class BestWorst:
@@ -44,18 +43,9 @@ class BestWorst:
         history: History,
         call: Call,
     ) -> Selection:
-        judged = by_candidate(judgements)
-        examples: list[Example] = []
-        dropped: list[Dropped] = []
-        for group in groups:
-            found = self._pair(group, judged)
-            if isinstance(found, Example):
-                examples.append(found)
-            else:
-                dropped.append(drop(group, found))
-        return Selection(examples=tuple(examples), dropped=tuple(dropped))
+        return select_each(groups, judgements, self._pair)
 
-    def _pair(self, group: Group, judged: dict[int, Judgement]) -> Example | Reason:
+    def _pair(self, group: Group, judged: Mapping[int, Judgement]) -> list[Example] | Reason:
         sorted_ = self.eligibility.sort(group, judged)
         if len(sorted_.kept) < 2:
             return sorted_.main_loss
@@ -65,4 +55,4 @@ class BestWorst:
             return "tie"
         if best.score - worst.score < self.min_margin:
             return "margin"
-        return pair(group, best, worst, self.rule)
+        return [pair(group, best, worst, self.rule)]

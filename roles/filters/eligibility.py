@@ -7,12 +7,12 @@ are the same for all and are said here once.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from store.errors import UserError
-from store.records import Candidate, Dropped, Example, Group, Judgement
+from store.records import Candidate, Dropped, Example, Group, Judgement, Selection
 
 Reason = Literal[
     "unjudged",
@@ -100,6 +100,24 @@ def _same(one: Candidate, other: Candidate) -> bool:
 def by_candidate(judgements: Iterable[Judgement]) -> dict[int, Judgement]:
     """Judgements by the candidate they name: their order says nothing."""
     return {judgement.candidate_id: judgement for judgement in judgements}
+
+
+def select_each(
+    groups: Iterable[Group],
+    judgements: Iterable[Judgement],
+    select: Callable[[Group, Mapping[int, Judgement]], list[Example] | Reason],
+) -> Selection:
+    """What `select` makes of each group: examples, or the reason why there is none."""
+    judged = by_candidate(judgements)
+    examples: list[Example] = []
+    dropped: list[Dropped] = []
+    for group in groups:
+        found = select(group, judged)
+        if isinstance(found, list):
+            examples += found
+        else:
+            dropped.append(drop(group, found))
+    return Selection(examples=tuple(examples), dropped=tuple(dropped))
 
 
 def drop(group: Group, reason: Reason) -> Dropped:

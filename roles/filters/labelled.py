@@ -6,13 +6,18 @@ and the two labels need not be of one prompt nor equally many.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from random import Random
 
-from roles.filters.eligibility import Eligibility, Reason, Scored, by_candidate, drop
+from roles.filters.eligibility import (
+    Eligibility,
+    Reason,
+    Scored,
+    select_each,
+)
 from roles.protocols import History
 from store.errors import UserError
-from store.records import Call, Dropped, Example, Group, Judgement, Selection
+from store.records import Call, Example, Group, Judgement, Selection
 
 
 class Labelled:
@@ -54,19 +59,12 @@ class Labelled:
         history: History,
         call: Call,
     ) -> Selection:
-        judged = by_candidate(judgements)
-        examples: list[Example] = []
-        dropped: list[Dropped] = []
-        for group in groups:
-            found = self._labelled(group, judged, call)
-            if isinstance(found, list):
-                examples.extend(found)
-            else:
-                dropped.append(drop(group, found))
-        return Selection(examples=tuple(examples), dropped=tuple(dropped))
+        return select_each(
+            groups, judgements, lambda group, judged: self._labelled(group, judged, call)
+        )
 
     def _labelled(
-        self, group: Group, judged: dict[int, Judgement], call: Call
+        self, group: Group, judged: Mapping[int, Judgement], call: Call
     ) -> list[Example] | Reason:
         sorted_ = self.eligibility.sort(group, judged)
         if not sorted_.kept:

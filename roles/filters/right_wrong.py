@@ -7,21 +7,20 @@ winning and a losing generation of the same prompt, up to a number of them.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from random import Random
 
 from roles.filters.eligibility import (
     Eligibility,
     Reason,
     Scored,
-    by_candidate,
     check_min_margin,
-    drop,
     pair,
+    select_each,
 )
 from roles.protocols import History
 from store.errors import UserError
-from store.records import Call, Dropped, Example, Group, Judgement, Selection
+from store.records import Call, Example, Group, Judgement, Selection
 
 
 class RightWrong:
@@ -53,19 +52,12 @@ class RightWrong:
         history: History,
         call: Call,
     ) -> Selection:
-        judged = by_candidate(judgements)
-        examples: list[Example] = []
-        dropped: list[Dropped] = []
-        for group in groups:
-            found = self._pairs(group, judged, call)
-            if isinstance(found, list):
-                examples.extend(found)
-            else:
-                dropped.append(drop(group, found))
-        return Selection(examples=tuple(examples), dropped=tuple(dropped))
+        return select_each(
+            groups, judgements, lambda group, judged: self._pairs(group, judged, call)
+        )
 
     def _pairs(
-        self, group: Group, judged: dict[int, Judgement], call: Call
+        self, group: Group, judged: Mapping[int, Judgement], call: Call
     ) -> list[Example] | Reason:
         sorted_ = self.eligibility.sort(group, judged)
         right = [one for one in sorted_.kept if one.score >= self.threshold]
