@@ -12,8 +12,7 @@ from loop.settings import Command, Config, Model, Role
 from roles import plugins
 from store import checkpoints
 from store.errors import UserError
-
-KINDS = {"pair": "pairs", "demonstration": "demonstrations", "labelled": "labelled candidates"}
+from store.records import KINDS
 
 
 def load_roles(config: Config) -> dict[int, Any]:

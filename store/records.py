@@ -24,6 +24,8 @@ Purpose = Literal["train", "sampled", "greedy", "anchor"]
 Status = Literal["ok", "abstained", "unparsed", "refused", "timed_out", "failed"]
 FinishReason = Literal["stop", "stop_string", "length"]
 ExampleKind = Literal["pair", "demonstration", "labelled"]
+KINDS = {"pair": "pairs", "demonstration": "demonstrations", "labelled": "labelled candidates"}
+"""What examples of a kind are called."""
 CheckpointKind = Literal["full", "adapter"]
 CheckpointStatus = Literal["trained", "accepted", "rejected", "diverged", "merged", "pruned"]
 DecisionKind = Literal["accept", "reject", "undecided", "stop", "pause"]

@@ -561,7 +561,7 @@ def test_mismatched_answers_come_from_other_prompts_of_the_batch_and_end_with_th
 
 
 def test_what_kto_cannot_learn_from_is_refused(setting: Setting, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"labelled candidates; example 100 .* is a pair"):
+    with pytest.raises(UserError, match=r"labelled candidates; example 100 .* is one of pairs"):
         train(kto(), setting, tmp_path / "pairs")
     with pytest.raises(UserError, match="found 1 example"):
         train(kto(), setting, tmp_path / "one", labelled(setting)[:1])

@@ -474,7 +474,7 @@ def test_what_a_trainer_cannot_learn_from_is_refused_by_name(
     start: Checkpoint, tmp_path: Path
 ) -> None:
     [pair] = make_examples(start, 1)
-    with pytest.raises(UserError, match=r"example 100 .* is a pair"):
+    with pytest.raises(UserError, match=r"example 100 .* is one of pairs"):
         train(imitation(), [pair], start, tmp_path / "a")
     with pytest.raises(UserError, match="is an adapter"):
         train(small(), [pair], replace(start, kind="adapter"), tmp_path / "b")

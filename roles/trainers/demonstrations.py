@@ -19,7 +19,6 @@ from roles.trainers.guards import Guarded
 from roles.trainers.rows import pad
 from roles.trainers.supervised import Supervised
 from roles.trainers.training import Session, session
-from store.errors import UserError
 from store.records import Call, Checkpoint, Example, Training
 
 
@@ -27,12 +26,6 @@ def train_demonstrations(
     options: Supervised, examples: Sequence[Example], start: Checkpoint, into: Path, call: Call
 ) -> Training:
     """Train on demonstrations; see roles.protocols.Trainer."""
-    for example in examples:
-        if example.kind != "demonstration":
-            raise UserError(
-                f"the supervised trainer learns from demonstrations; example {example.id} "
-                f"({example.rule}) is a {example.kind}"
-            )
     with session(options, examples, start, None, into, call) as opened:
         return opened.run(lambda model: DemonstrationTrainer(model, opened))
 

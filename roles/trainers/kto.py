@@ -11,7 +11,7 @@ Source: https://arxiv.org/abs/2402.01306, equation 8.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Literal
 
 from roles.trainers.losses import Positive
 from roles.trainers.options import Options
@@ -27,7 +27,7 @@ class Kto(Options):
     answers, each set after a prompt of another; every epoch goes through the same steps.
     """
 
-    learns_from: ClassVar[str] = "labelled"
+    learns_from = "labelled"
     loss: Literal["kto", "apo_zero_unpaired"] = "kto"
     """apo_zero_unpaired: the reference point stays 0.
     Source: https://arxiv.org/abs/2408.06266, equation 7."""

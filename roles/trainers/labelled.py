@@ -35,12 +35,6 @@ def train_labelled(
     call: Call,
 ) -> Training:
     """Train on labelled candidates; see roles.protocols.Trainer."""
-    for example in examples:
-        if example.kind != "labelled":
-            raise UserError(
-                f"the kto trainer learns from labelled candidates; example {example.id} "
-                f"({example.rule}) is a {example.kind}"
-            )
     if options.loss == "kto" and len(examples) < 2:
         raise UserError(
             f"kto sets an answer after another example's prompt; found {len(examples)} example"

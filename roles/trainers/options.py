@@ -9,13 +9,14 @@ their bounds are checked by roles.plugins before a run begins.
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
 from roles.policy.adapters import ALL_LINEAR, require_peft
 from roles.policy.devices import Device
 from store.errors import UserError
+from store.records import ExampleKind
 
 
 def _positive(given: Any) -> Any:
@@ -31,6 +32,9 @@ Rate = Annotated[float | list[float], BeforeValidator(_positive)]
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """How a training goes, whatever its loss."""
+
+    learns_from: ClassVar[ExampleKind]
+    """The kind of example that the trainer takes."""
 
     learning_rate: Rate = 1e-6
     """A list gives one a round, the first to round 1 and to a warm-up; the last one stays."""

@@ -29,12 +29,6 @@ def train_pairs(
     call: Call,
 ) -> Training:
     """Train on preference pairs; see roles.protocols.Trainer."""
-    for example in examples:
-        if example.kind != "pair":
-            raise UserError(
-                f"the preference trainer learns from pairs; example {example.id} "
-                f"({example.rule}) is a {example.kind}"
-            )
     with session(options, examples, start, reference, into, call) as opened:
         return train_held(opened, reference, PairTrainer)
 

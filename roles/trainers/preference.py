@@ -10,7 +10,7 @@ scales its gradient; the loss and the metrics that are reported count every pair
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -25,7 +25,7 @@ from store.records import Call, Checkpoint, Example, Training
 class Preference(Options):
     """Make the chosen answer likelier than the rejected one, as compared with the reference."""
 
-    learns_from: ClassVar[str] = "pair"
+    learns_from = "pair"
     loss: str | list[str] = "sigmoid"
     """One of roles.trainers.losses.LOSSES, or several, whose weighted sum is trained."""
     loss_weights: list[Positive] | None = None

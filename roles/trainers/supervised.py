@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 from roles.trainers.options import Options, Rate
 from store.records import Call, Checkpoint, Example, Training
@@ -19,7 +18,7 @@ from store.records import Call, Checkpoint, Example, Training
 class Supervised(Options):
     """Make the demonstrated answers likelier."""
 
-    learns_from: ClassVar[str] = "demonstration"
+    learns_from = "demonstration"
     learning_rate: Rate = 1e-5
 
     def train(

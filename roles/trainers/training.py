@@ -27,7 +27,7 @@ from roles.trainers.guards import Diverged, Watch, quiet
 from roles.trainers.options import OPERATIONAL, Options
 from roles.trainers.rows import Row, encode
 from store.errors import UserError
-from store.records import Call, Checkpoint, Example, Training, TrainingStep
+from store.records import KINDS, Call, Checkpoint, Example, Training, TrainingStep
 
 # Cumulative since the process began, so a training that was killed would report other numbers.
 _NOT_METRICS = {"step", "loss", "num_tokens"}
@@ -201,6 +201,12 @@ def session(
     """The training of these examples: the one that `into` holds saves of, or a new one."""
     if not examples:
         raise ValueError("no examples to train on")
+    for example in examples:
+        if example.kind != options.learns_from:
+            raise UserError(
+                f"the trainer learns from {KINDS[options.learns_from]}; example {example.id} "
+                f"({example.rule}) is one of {KINDS[example.kind]}"
+            )
     if start.kind == "adapter":
         _refuse_another_shape(options, start)
     device, dtype = _place(options)
