@@ -221,6 +221,11 @@ class Store(Stages):
             for counts in each.counts.values()
         )
 
+    def judge_cost(self) -> float:
+        """What judges' models cost so far, in the currency of their servers' prices."""
+        counts = (counts for each in self.rounds() for counts in each.counts.values())
+        return sum(each.get("judge_micros", 0) for each in counts) / 1e6
+
     # Checkpoints
 
     def add_checkpoint(

@@ -1,4 +1,4 @@
-"""The one exception that is not a bug."""
+"""The exceptions that are not a bug: a mistake, and having to wait for somebody."""
 
 from __future__ import annotations
 
@@ -10,6 +10,13 @@ class UserError(Exception):
     """What was asked, what was found and what would be right, in one sentence.
 
     The command line prints it without a traceback and exits with code 2.
+    """
+
+
+class Waiting(Exception):
+    """A person is to do something before the run can go on; what, in a sentence.
+
+    Neither a mistake nor a bug: the run ends as waiting, with exit code 5.
     """
 
 

@@ -282,9 +282,35 @@ def m002_suites_labels_and_items(connection: Connection) -> None:
     connection.execute(text("ALTER TABLE evaluation ADD COLUMN items JSON"))
 
 
+def m003_members_and_health(connection: Connection) -> None:
+    connection.execute(text("ALTER TABLE verdict ADD COLUMN cached BOOLEAN NOT NULL DEFAULT '0'"))
+    connection.execute(text("ALTER TABLE verdict ADD COLUMN member VARCHAR"))
+    connection.execute(
+        text(
+            """
+            CREATE TABLE health (
+                id INTEGER NOT NULL,
+                round_id INTEGER NOT NULL,
+                track VARCHAR NOT NULL,
+                purpose VARCHAR NOT NULL,
+                judge VARCHAR NOT NULL,
+                metric VARCHAR NOT NULL,
+                value FLOAT NOT NULL,
+                n INTEGER NOT NULL,
+                detail JSON,
+                PRIMARY KEY (id),
+                UNIQUE (round_id, track, purpose, judge, metric),
+                FOREIGN KEY(round_id) REFERENCES round (id)
+            )
+            """
+        )
+    )
+
+
 MIGRATIONS: tuple[Callable[[Connection], None], ...] = (
     m001_the_first_tables,
     m002_suites_labels_and_items,
+    m003_members_and_health,
 )
 LATEST = len(MIGRATIONS)
 

@@ -54,6 +54,9 @@ class Message:
 
     role: Literal["system", "user", "assistant", "tool"]
     content: Text
+    quoted: bool = False
+    """Whether it holds somebody else's text, as a judge's question does. An engine encodes it as
+    text, so that nothing in it becomes a control token."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -141,6 +144,28 @@ class TokenLogprobs:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class Reply:
+    """What a model said when a judge asked it, or why it said nothing."""
+
+    text: Text = ""
+    status: Status = "ok"
+    """Of the call, not of what was said: ok, refused, timed_out or failed."""
+    reason: Text | None = None
+    """Why it is not ok."""
+    finish_reason: FinishReason = "stop"
+    structured: bool = False
+    """Whether the server was held to the JSON schema that was asked for."""
+    seed: int | None = None
+    seconds: float | None = None
+    tokens: int | None = None
+    """Sampled for it; the question's are not counted."""
+    cost: float | None = None
+    """In the currency of the prices that the server was given; None where it has none."""
+    cached: bool = False
+    """It was said on an earlier occasion, and cost nothing now."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Verdict:
     """One call of a judge, raw."""
 
@@ -159,6 +184,10 @@ class Verdict:
     seconds: float | None = None
     tokens: int | None = None
     cost: float | None = None
+    cached: bool = False
+    """It was heard before, of the same model in the same words, and was not asked again."""
+    member: str | None = None
+    """Of a panel: which of its judges said it."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -288,7 +317,19 @@ class Evaluation:
     """What it is the mean of, where a rule may pair them with another checkpoint's."""
 
 
-RunStatus = Literal["running", "done", "stopped", "interrupted", "failed"]
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Health:
+    """One number on how a judge did on a track in a round."""
+
+    metric: str
+    value: float
+    n: int
+    """How many of what it is about: judgements, or comparisons, or pairs of votes."""
+    detail: dict[str, Any] | None = None
+    """What it was computed from, where that is worth keeping: a histogram, say."""
+
+
+RunStatus = Literal["running", "done", "stopped", "interrupted", "failed", "waiting"]
 RoundStatus = Literal["running", "done", "no_examples"]
 
 

@@ -16,6 +16,7 @@ from store.records import (
     Checkpoint,
     Completion,
     Evaluation,
+    Health,
     Judgement,
     Message,
     Prompt,
@@ -59,7 +60,10 @@ def unpack(packed: bytes) -> tuple[int, ...]:
 def prompt_row(prompt: Prompt, run_id: int) -> dict[str, Any]:
     return {
         "run_id": run_id,
-        "messages": [{"role": turn.role, "content": turn.content} for turn in prompt.messages],
+        "messages": [
+            {"role": turn.role, "content": turn.content} | ({"quoted": True} if turn.quoted else {})
+            for turn in prompt.messages
+        ],
         "reference": prompt.reference,
         "task": prompt.task,
         "origin": prompt.origin,
@@ -163,6 +167,10 @@ def checkpoint_row(checkpoint: Checkpoint) -> dict[str, Any]:
 
 def evaluation_record(row: Any) -> Evaluation:
     return _like(Evaluation, row, items=None if row.items is None else tuple(row.items))
+
+
+def health_record(row: Any) -> Health:
+    return _like(Health, row)
 
 
 def run_record(row: Any) -> Run:

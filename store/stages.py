@@ -5,6 +5,7 @@ Every "what is left?" is answered from rows, never from a mark that could disagr
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -20,6 +21,7 @@ from store.records import (
     Completion,
     Example,
     Group,
+    Health,
     Judgement,
     Prompt,
     Purpose,
@@ -32,11 +34,16 @@ from store.tables import (
     CandidateRow,
     DroppedRow,
     ExampleRow,
+    HealthRow,
     JudgementRow,
     PromptRow,
     RoundRow,
     VerdictRow,
 )
+
+Table = dict[str, Any]
+REJUDGED = "rejudged"
+"""How a round's counts name what another judge scored when it was over: "rejudged:track:judge"."""
 
 
 class Stages(Database):
@@ -247,7 +254,10 @@ class Stages(Database):
         judge_model: str | None,
         judgements: Sequence[Judgement],
     ) -> None:
-        """Write a batch's judgements and the verdicts behind them."""
+        """Write a batch's judgements and the verdicts behind them.
+
+        What is judged when the round is over is counted apart: it is none of the round's own work.
+        """
         by = {"round_id": round_id, "judge": judge, "judge_version": judge_version}
         concluded = [
             {
@@ -265,17 +275,21 @@ class Stages(Database):
             for judgement in judgements
             for verdict in judgement.verdicts
         ]
-        tokens = sum(row["tokens"] or 0 for row in said)
+        tokens = sum(row["tokens"] or 0 for row in said if not row["cached"])
+        micros = round(1e6 * math.fsum(row["cost"] or 0.0 for row in said))
         with self._write() as session:
             insert_rows(session, JudgementRow, concluded)
             insert_rows(session, VerdictRow, said)
+            again = session.get_one(RoundRow, round_id).status != "running"
+            of = "rejudge" if again else "judge"
             self._count(
                 session,
                 round_id,
-                f"{purpose}:{track}",
+                f"{REJUDGED}:{track}:{judge}" if again else f"{purpose}:{track}",
                 judged=len(concluded),
                 verdicts=len(said),
-                **({} if judge_model is None else {"judge_tokens": tokens}),
+                **({f"{of}_tokens": tokens} if tokens else {}),
+                **({f"{of}_micros": micros} if micros else {}),
                 unscored=sum(row["status"] != "ok" for row in concluded),
             )
 
@@ -343,6 +357,94 @@ class Stages(Database):
             judge=judge,
         )
         return [row["variance"] for row in found]
+
+    # How judges did
+
+    def judged(self, round_id: int, track: str, purpose: Purpose, judge: str) -> list[Table]:
+        """asked, score, status and the answer's tokens of each judgement."""
+        return self._of_judge(
+            "SELECT asked.id AS asked, score, said.status AS status, candidate.tokens AS tokens",
+            "judgement",
+            (round_id, track, purpose, judge),
+        )
+
+    def votes(self, round_id: int, track: str, purpose: Purpose, judge: str) -> list[Table]:
+        """candidate and value of each verdict on one answer by itself that has a value."""
+        return self._of_judge(
+            "SELECT candidate.id AS candidate, value",
+            "verdict",
+            (round_id, track, purpose, judge),
+            "AND other_candidate_id IS NULL AND member IS NULL AND value IS NOT NULL",
+        )
+
+    def comparisons(self, round_id: int, track: str, purpose: Purpose, judge: str) -> list[Table]:
+        """member, first, second and value (1: the first won) of each comparison of two answers."""
+        return self._of_judge(
+            "SELECT member, candidate.id AS first, other_candidate_id AS second, value",
+            "verdict",
+            (round_id, track, purpose, judge),
+            'AND other_candidate_id IS NOT NULL AND "order" IS NOT NULL AND value IS NOT NULL',
+        )
+
+    def judged_cost(self, round_id: int, track: str, purpose: Purpose, judge: str) -> Table:
+        """verdicts, seconds, tokens, cost and cached (how many were) of a judge; None: not told."""
+        found = self._of_judge(
+            "SELECT count(*) AS verdicts, sum(said.seconds) AS seconds, sum(said.cost) AS cost, "
+            "sum(CASE WHEN cached THEN 0 ELSE said.tokens END) AS tokens, "
+            "nullif(sum(CASE WHEN cached THEN 1 ELSE 0 END), 0) AS cached",
+            "verdict",
+            (round_id, track, purpose, judge),
+        )
+        return found[0]
+
+    def _of_judge(
+        self, select: str, table: str, of: tuple[int, str, Purpose, str], more: str = ""
+    ) -> list[Table]:
+        round_id, track, purpose, judge = of
+        return self.query(
+            f"{select} FROM asked JOIN candidate ON candidate.asked_id = asked.id "
+            f"JOIN {table} AS said ON said.candidate_id = candidate.id AND said.judge = :judge "
+            "AND said.round_id = :round WHERE asked.round_id = :round AND asked.track = :track "
+            f"AND asked.purpose = :purpose {more} ORDER BY said.id",
+            round=round_id,
+            track=track,
+            purpose=purpose,
+            judge=judge,
+        )
+
+    def has_health(self, round_id: int, track: str, purpose: Purpose, judge: str) -> bool:
+        found = self.query(
+            "SELECT 1 FROM health WHERE round_id = :round AND track = :track "
+            "AND purpose = :purpose AND judge = :judge LIMIT 1",
+            round=round_id,
+            track=track,
+            purpose=purpose,
+            judge=judge,
+        )
+        return bool(found)
+
+    def add_health(
+        self, round_id: int, track: str, purpose: Purpose, judge: str, found: Sequence[Health]
+    ) -> None:
+        by = {"round_id": round_id, "track": track, "purpose": purpose, "judge": judge}
+        with self._write() as session:
+            insert_rows(session, HealthRow, [by | asdict(each) for each in found])
+
+    def health(self, round_id: int, purpose: Purpose | None = None) -> list[Table]:
+        """track, purpose, judge and health of each number there is on a round's judges."""
+        chosen = select(HealthRow).where(HealthRow.round_id == round_id)
+        if purpose is not None:
+            chosen = chosen.where(HealthRow.purpose == purpose)
+        with self._read() as session:
+            return [
+                {
+                    "track": row.track,
+                    "purpose": row.purpose,
+                    "judge": row.judge,
+                    "health": rows.health_record(row),
+                }
+                for row in session.exec(chosen.order_by(col(HealthRow.id)))
+            ]
 
     # Examples
 

@@ -131,6 +131,8 @@ class VerdictRow(SQLModel, table=True):
     seconds: float | None
     tokens: int | None
     cost: float | None
+    cached: bool = Field(sa_column_kwargs={"server_default": "0"})
+    member: str | None
 
 
 class JudgementRow(SQLModel, table=True):
@@ -145,6 +147,22 @@ class JudgementRow(SQLModel, table=True):
     status: str
     reason: str | None
     variance: float | None
+
+
+class HealthRow(SQLModel, table=True):
+    """How a judge did in a round, and what it took."""
+
+    __tablename__ = "health"
+    __table_args__ = (UniqueConstraint("round_id", "track", "purpose", "judge", "metric"),)
+    id: int | None = Field(default=None, primary_key=True)
+    round_id: int = _key("round.id")
+    track: str
+    purpose: str
+    judge: str
+    metric: str
+    value: float
+    n: int
+    detail: dict[str, Any] | None = Field(sa_column=Column(JSON(none_as_null=True)))
 
 
 class ExampleRow(SQLModel, table=True):

@@ -34,6 +34,7 @@ from store.records import (
     Dropped,
     Evaluation,
     Example,
+    Health,
     Judgement,
     Message,
     Prompt,
@@ -258,6 +259,7 @@ BESIDES = {
     "candidate": ({"tokens"}, set()),
     "verdict": ({"id", "round_id", "judge", "judge_version", "judge_model"}, set()),
     "judgement": ({"round_id", "judge", "judge_version"}, {"verdicts"}),
+    "health": ({"id", "round_id", "track", "purpose", "judge"}, set()),
     "example": ({"chosen_id", "rejected_id"}, {"prompt", "chosen", "rejected"}),
     "dropped": ({"id"}, set()),
     "checkpoint": ({"run_id", "round_id"}, {"base_path"}),
@@ -447,6 +449,10 @@ WRITES = {
     "add_judgements": lambda w: (
         *(w.one, *TRAIN, "exact", "1", "model"),
         judgements(w.store.groups(w.one, *TRAIN, 1)),
+    ),
+    "add_health": lambda w: (
+        *(w.one, *TRAIN, "exact"),
+        [Health(metric=metric, value=0.5, n=3) for metric in ("modal", "unscored")],
     ),
     "add_selection": lambda w: (w.one, "main", select_in_round_one(w)),
     "add_checkpoint": lambda w: (w.one, w.checkpoint("new"), w.training(), w.examples),
