@@ -1,12 +1,13 @@
 """The text that a judge asks a model, with the question and the answer filled in.
 
 What is judged wants to be judged well, so it is held at arm's length: each part stands between
-two fences that occur in none of them, and cannot spell the tokens by which a chat is marked up.
+two fences that occur in none of them, in a message that the engine encodes as text.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,31 +17,36 @@ from store.records import Message, Prompt
 
 TASK = "judging"
 """The task of a prompt that asks for a judgement."""
+NONCE = 8
+"""Characters of a fence that nobody can know before the whole question is written. Fewer could all
+be spelled in one answer."""
 
 _HERE = Path(__file__).parent
 _FENCES = "=~#+"  # the embedded tokenizer has each as one token, as most have
 _SHORTEST_FENCE = 3
-
-_MARKER = re.compile(r"<(?=[|｜][^\s<>]+>|\w+[|｜]>|</?SYS>>|(/?\w+)>)|\[(?=(/?\w+)\])")
-_NAMES = frozenset(
-    {"s", "bos", "eos", "pad", "unk", "cls", "sep", "mask", "gmask", "sop", "eop", "inst"}
-    | {"think", "tool", "image", "img", "audio", "video"}
-)
 
 
 class Template:
     """A judge's prompt: a file with the places `needs`, as in {answer}, and maybe `may`.
 
     name: of a file of this package, without its ending; path: a file of the user's instead.
+    nonce: whether a part of each fence is drawn anew for each question. It is drawn from a hash of
+    all that it says, so a question asked twice is the same question.
     Braces around anything else are text.
     """
 
     def __init__(
-        self, name: str, path: Path | None, needs: Sequence[str], may: Sequence[str] = ()
+        self,
+        name: str,
+        path: Path | None,
+        needs: Sequence[str],
+        may: Sequence[str] = (),
+        nonce: bool = True,
     ) -> None:
         shown = repr(name) if path is None else repr(str(path))
         self.text = _shipped(name) if path is None else _read(path)
         self.digest = hashlib.sha256(self.text.encode()).hexdigest()
+        self.nonce = nonce
         self.places = {place for place in (*needs, *may) if f"{{{place}}}" in self.text}
         missing = [f"{{{place}}}" for place in needs if place not in self.places]
         if missing:
@@ -51,11 +57,24 @@ class Template:
 
     def fill(self, **parts: str) -> Prompt:
         """What to ask: one user turn that hangs on the template and the parts alone."""
-        shown = {place: disarm(parts[place]) for place in self.places}
-        fence = fence_for(*shown.values())
+        shown = {place: parts[place] for place in self.places}
+        fence = self._fence(shown)
         fenced = {place: f"{fence}\n{text}\n{fence}" for place, text in shown.items()}
         asked = substitute(self.text, fenced).strip()
-        return Prompt(messages=(Message(role="user", content=asked),), task=TASK)
+        turn = Message(role="user", content=asked, quoted=True)
+        return Prompt(messages=(turn,), task=TASK)
+
+    def _fence(self, parts: Mapping[str, str]) -> str:
+        """A run of marks that is longer than any in a part, and a nonce that is in none."""
+        marks = fence_for(*parts.values())
+        if not self.nonce:
+            return marks
+        said, tried = json.dumps([self.digest, sorted(parts.items())]), 0
+        while True:
+            drawn = hashlib.sha512(f"{tried} {said}".encode()).hexdigest()[:NONCE]
+            if not any(drawn in part for part in parts.values()):
+                return f"{marks} {drawn}"
+            tried += 1
 
 
 def substitute(text: str, parts: Mapping[str, str]) -> str:
@@ -81,28 +100,6 @@ def fence_for(*texts: str) -> str:
     }
     mark = min(_FENCES, key=lambda mark: max(runs[mark] + 1, _SHORTEST_FENCE))
     return mark * max(runs[mark] + 1, _SHORTEST_FENCE)
-
-
-def disarm(text: str) -> str:
-    """`text` with a space in whatever a tokenizer could take for one of its control tokens.
-
-    These are <|...|> and its like with one bar or with full-width ones, names in angle brackets
-    that have an underscore or are known (<s>, </think>, <start_of_turn>), the same in capitals in
-    square ones ([INST]) and <<SYS>>: `<|end|>` becomes `< |end|>`. A judge sees a policy and no
-    tokenizer, so it goes by the shape. A space splits them in every tokenizer; an invisible
-    character is dropped by some and costs others three tokens. All other text stays as it is, so
-    roles that a template marks in plain words ("Assistant:") are held by the fence alone.
-    """
-    return _MARKER.sub(lambda found: f"{found[0]} " if _is_marker(found) else found[0], text)
-
-
-def _is_marker(found: re.Match[str]) -> bool:
-    angled, squared = found[1], found[2]
-    name = (angled or squared or "").removeprefix("/")
-    known = "_" in name or name.lower() in _NAMES or name.startswith("unused")
-    if squared:
-        return known and (name.isupper() or name == "gMASK")
-    return known or not angled
 
 
 def _shipped(name: str) -> str:

@@ -6,9 +6,9 @@ every call because it changes every round, and can be tried without a database.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from store.records import (
     Call,
@@ -18,6 +18,7 @@ from store.records import (
     Group,
     Judgement,
     Prompt,
+    Reply,
     Sampling,
     Selection,
     Split,
@@ -64,8 +65,35 @@ class Policy(Protocol):
         """How many tokens of answer the context holds after the prompt; below 1, it is too long."""
         ...
 
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text that these tokens are, control tokens left out."""
+        ...
+
     def close(self) -> None:
         """Free the memory that it holds."""
+        ...
+
+
+@runtime_checkable
+class Server(Protocol):
+    """A model behind a server: it may fail at one question and answer the next."""
+
+    def ask(
+        self,
+        questions: Sequence[Prompt],
+        *,
+        sampling: Sampling,
+        seeds: Sequence[Sequence[int]],
+        call: Call,
+        schema: dict[str, Any] | None = None,
+        keep: Callable[[int, int, Reply], None] | None = None,
+    ) -> list[list[Reply]]:
+        """One reply for each seed of each question, in order.
+
+        schema: a JSON schema that a reply is to obey, where the server can be held to it; each
+        reply says whether it was (`structured`).
+        keep: is told each reply as it comes, with the places of its question and of its seed.
+        """
         ...
 
 

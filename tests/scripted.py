@@ -85,6 +85,9 @@ class ScriptedPolicy:
     def prompt_ids(self, prompt: Prompt) -> list[int]:
         return list(prompt.messages[-1].content.encode())
 
+    def decode(self, token_ids: Sequence[int]) -> str:
+        return "".join(map(chr, token_ids))
+
     def room(self, prompt: Prompt) -> int:
         return 100 - len(self.prompt_ids(prompt))
 

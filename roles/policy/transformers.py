@@ -146,6 +146,13 @@ class TransformersPolicy:
         ids = self._tokenizer.encode(text, add_special_tokens=False)
         return Completion(text=text, token_ids=(*ids, self._end_ids[0]), finish_reason="stop")
 
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text that these tokens are, control tokens left out."""
+        text: str = self._tokenizer.decode(
+            list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        return text
+
     def prompt_ids(self, prompt: Prompt) -> list[int]:
         """The token ids that the prompt becomes, up to where the answer begins."""
         return prompt_ids(self._tokenizer, prompt)
@@ -256,9 +263,7 @@ class TransformersPolicy:
         end = ends[0] if ends else len(tokens)
         if stop_end is not None and stop_end <= end:
             reason, end = "stop_string", stop_end
-        text = self._tokenizer.decode(
-            tokens[:end], skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
+        text = self.decode(tokens[:end])
         if reason == "stop_string":
             found = [text.find(string) for string in sampling.stop]
             text = text[: min((at for at in found if at >= 0), default=len(text))]
