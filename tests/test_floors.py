@@ -23,6 +23,11 @@ HEAVY |= {"sqlalchemy", "numpy", "datasets", "accelerate", "reasoning_gym", "pef
 CATCHES_EVERYTHING = {
     ("loop/run.py", "_drive"): "a failed stage ends the run with its traceback and exit code 4",
     ("roles/plugins.py", "_loading"): "what a user's module raises is told in a sentence, code 2",
+    ("judges/sandbox/expressions.py", "expression"): "the grammar of LaTeX raises Exception itself",
+    ("judges/sandbox/remote.py", "serve"): "what a program raises is for the tests to handle",
+    ("judges/sandbox/remote.py", "told"): "a program's exception may raise when it is printed",
+    ("judges/sandbox/testing.py", "_failure"): "whatever ends a test early fails it",
+    ("judges/contract.py", "_tried"): "whatever a judge raises is what the check found",
 }
 FILES = sorted(file for package in BELOW for file in (ROOT / package).rglob("*.py"))
 
