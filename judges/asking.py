@@ -7,12 +7,17 @@ to be async takes the rest with it into one.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import inspect
+import threading
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from store.records import Call
+
+_OWN = threading.local()
+_BESIDE = ThreadPoolExecutor(max_workers=1, thread_name_prefix="judges")
 
 
 def ask_all(questions: Sequence[Callable[[], Any]], *, limit: int, call: Call) -> list[Any]:
@@ -50,17 +55,33 @@ async def _ask_async(
         call.progress(done, total)
         return answer
 
-    return await asyncio.gather(ask(lambda: begun), *(ask(question) for question in questions))
+    asked = [lambda: begun, *questions]
+    tasks = [asyncio.ensure_future(ask(question)) for question in asked]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _run(coroutine: Coroutine[Any, Any, list[Any]]) -> list[Any]:
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        return asyncio.run(coroutine)
+        return _run_here(coroutine)
     # A notebook and an async graph have a loop of their own, and loops do not nest.
-    with ThreadPoolExecutor(max_workers=1) as thread:
-        return thread.submit(asyncio.run, coroutine).result()
+    return _BESIDE.submit(_run_here, coroutine).result()
+
+
+def _run_here(coroutine: Coroutine[Any, Any, list[Any]]) -> list[Any]:
+    """In this thread's one loop, which stays: a client that a judge keeps belongs to the loop in
+    which it first connected."""
+    if not hasattr(_OWN, "runner"):
+        _OWN.runner = asyncio.Runner()
+        atexit.register(_OWN.runner.close)
+    answers: list[Any] = _OWN.runner.run(coroutine)
+    return answers
 
 
 def stop_when_told(call: Call) -> None:

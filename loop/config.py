@@ -24,6 +24,8 @@ SPELLED = (*ROLES, "engine", "trainer")
 """Tables for which a string may stand: `judge = "verifier"` is `judge = { use = "verifier" }`."""
 DATA = ("path", "gate_path", "test_path", "anchor_path")
 """Settings that may name data on the Hub."""
+CODE = ("use", *SPELLED, "function", "source", "rubric")
+"""Settings that may name code, as `path/file.py:Name`."""
 ANSWERED = {"use": "demonstrations", "n": 4, "mistakes": 0.5}
 """How the answers of anchors are made when nothing else is said: half of them carry a mistake."""
 
@@ -46,7 +48,7 @@ def read(file: Path | None = None, recipe: str | None = None, sets: Sequence[str
     if file is not None:
         tables = merge(tables, _parse(file))
     for assignment in sets:
-        tables = merge(tables, _assigned(assignment))
+        tables = merge(tables, assigned(assignment))
     config = validate(expand(tables))
     if config.warmup is None:
         # Switched off for now; a mistake in it would be found when it is switched on.
@@ -59,21 +61,21 @@ def change(config: Config, sets: Sequence[str]) -> Config:
     """An expanded configuration with settings named as in a file changed. Raises UserError."""
     tables: Tables = config.model_dump(mode="json")
     for assignment in sets:
-        assigned = _assigned(assignment)
-        top = next(iter(assigned))
+        said = assigned(assignment)
+        top = next(iter(said))
         if top not in USER_KEYS:
             raise unknown("setting", top, USER_KEYS)
         if top in (*ROLES, "prompts"):
-            assigned = {"track": {"main": assigned}}
+            said = {"track": {"main": said}}
         elif top in MODEL_KEYS:
-            assigned = {"models": {"policy": assigned}}
-        elif top == "warmup" and not isinstance(assigned[top], dict):
-            raise UserError(f"warmup is a table, found {assigned[top]!r}")
-        elif top == "warmup" and not assigned[top].keys() & {"track", "trainer"}:
-            assigned = {"warmup": {"track": {"warmup": assigned[top]}}}
+            said = {"models": {"policy": said}}
+        elif top == "warmup" and not isinstance(said[top], dict):
+            raise UserError(f"warmup is a table, found {said[top]!r}")
+        elif top == "warmup" and not said[top].keys() & {"track", "trainer"}:
+            said = {"warmup": {"track": {"warmup": said[top]}}}
         elif top == "model":
-            assigned = {"models": {"policy": assigned["model"]}}
-        tables = merge(tables, assigned)
+            said = {"models": {"policy": said["model"]}}
+        tables = merge(tables, said)
     return validate(tables)
 
 
@@ -106,9 +108,11 @@ def merge(lower: Tables, upper: Tables) -> Tables:
 
 MODEL_KEYS = ("engine", "trainer", "mix")
 """Tables of the top level that a model falls back to."""
+BESIDE = ("server", "cache", "alarms", "budget", "checkpoints")
+"""Tables that are the same in both forms."""
 USER_KEYS = {
     *("rounds", "seed", "batch_prompts", "prompts", "model", "warmup", "track", "models"),
-    *("evaluate", "gate", "budget", "checkpoints", *ROLES, *MODEL_KEYS),
+    *("evaluate", "gate", *BESIDE, *ROLES, *MODEL_KEYS),
 }
 
 
@@ -125,7 +129,7 @@ def expand(tables: Tables) -> Tables:
     top_model = {key: tables[key] for key in MODEL_KEYS if key in tables}
     models = {"policy": merge(top_model, tables["model"])}
     models |= {name: merge(top_model, model) for name, model in tables.get("models", {}).items()}
-    rest = ("rounds", "seed", "batch_prompts", "gate", "budget", "checkpoints")
+    rest = ("rounds", "seed", "batch_prompts", "gate", *BESIDE)
     return {key: tables[key] for key in rest if key in tables} | {
         "track": tracks,
         "models": models,
@@ -176,7 +180,7 @@ def _must_be_tables(tables: Tables) -> None:
             tables[key] = {"use": tables[key]}
         if not isinstance(tables.get(key, {}), dict):
             raise UserError(f"{key} is a table, found {tables[key]!r}")
-    for key in ("track", "models", "warmup.track"):
+    for key in ("track", "models", "server", "warmup.track"):
         found: Any = tables
         for part in key.split("."):
             found = found.get(part, {})
@@ -248,10 +252,12 @@ def _resolved(tables: Any, base: Path, place: tuple[str, ...] = ()) -> Any:
         if place[:-1] == ("evaluate", "command") and "run" in tables:
             tables = {"folder_path": ".", **tables}
         return {name: _resolved(value, base, (*place, name)) for name, value in tables.items()}
+    if isinstance(tables, list):
+        return [_resolved(each, base, place) for each in tables]
     if not isinstance(tables, str) or not place:
         return tables
     key, of_model = place[-1], place[:-1] == ("model",) or place[:-2] == ("models",)
-    if key in ("use", *SPELLED) and ".py:" in tables and not tables.startswith("/"):
+    if key in CODE and re.search(r"\.py(:|$)", tables):
         return str(base / tables)
     if key == "model" and tables.startswith("checkpoint:"):
         if tables in ("checkpoint:", "checkpoint:base"):
@@ -267,7 +273,7 @@ def _resolved(tables: Any, base: Path, place: tuple[str, ...] = ()) -> Any:
     return tables if of_hub and not path.exists() else str(path)
 
 
-def _assigned(assignment: str) -> Tables:
+def assigned(assignment: str) -> Tables:
     key, equals, written = assignment.partition("=")
     if not equals or not key.strip():
         raise UserError(f"--set takes key=value, as in judge.votes=3, found {assignment!r}")

@@ -12,7 +12,7 @@ import importlib.util
 import inspect
 import sys
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import is_dataclass
 from difflib import get_close_matches
@@ -50,24 +50,44 @@ def find(role: str, spec: str) -> type:
         with _loading(role, spec):
             found = points[spec].load()
     else:
-        place, _, name = spec.rpartition(":")
-        in_file = place.endswith(".py")
-        if not name or not (in_file or all(place.split("."))):
-            raise UserError(
-                f"{spec!r} names no {role}; right are a name, as {', '.join(names(role))}, "
-                "module:Name or path/file.py:Name"
-            )
-        with _loading(role, spec):
-            module = _from_file(role, Path(place)) if in_file else _module(role, place)
-        if not hasattr(module, name):
-            own = [
-                key
-                for key, value in vars(module).items()
-                if inspect.isclass(value) and value.__module__ == module.__name__
-            ]
-            raise unknown(f"{role} in {place}", name, own)
-        found = getattr(module, name)
+        found = find_code(role, spec, names(role), inspect.isclass)
     return _checked(role, spec, found)
+
+
+def find_code(
+    role: str,
+    spec: str,
+    known: Sequence[str] = (),
+    suits: Callable[[Any], bool] = callable,
+) -> Any:
+    """What `module:name` or `path/file.py:name` names, whatever it is.
+
+    role: what it is wanted as, in words. known: names that would do as well. suits: what may be
+    suggested in place of a name that is not there.
+    """
+    place, _, name = spec.rpartition(":")
+    in_file = place.endswith(".py")
+    if not name or not (in_file or all(place.split("."))):
+        short = f"a name, as {', '.join(known)}, " if known else ""
+        raise UserError(
+            f"{spec!r} names no {role}; right are {short}module:Name or path/file.py:Name"
+        )
+    with _loading(role, spec):
+        module = _from_file(role, Path(place)) if in_file else _module(role, place)
+    if not hasattr(module, name):
+        own = [
+            key
+            for key, value in vars(module).items()
+            if suits(value) and getattr(value, "__module__", None) == module.__name__
+        ]
+        raise unknown(f"{role} in {place}", name, own)
+    return getattr(module, name)
+
+
+def made(role: str, spec: str, found: Callable[..., Any], options: Mapping[str, Any]) -> Any:
+    """What `found` makes of `options`. Raises UserError where the plug-in's own code fails."""
+    with _loading(role, spec):
+        return found(**options)
 
 
 def load(role: str, spec: str, options: Mapping[str, Any]) -> Any:
@@ -78,8 +98,7 @@ def load(role: str, spec: str, options: Mapping[str, Any]) -> Any:
     """
     found = find(role, spec)
     valid = checked_options(role, spec, found, options)
-    with _loading(role, spec):
-        return found(**valid)
+    return made(role, spec, found, valid)
 
 
 def checked_options(
