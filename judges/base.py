@@ -11,11 +11,11 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
-from itertools import permutations
 from numbers import Real
 from typing import Any, Literal
 
 from judges.asking import ask_all
+from judges.comparing import ComparingJudge, Shown
 from roles.protocols import Policy
 from store.records import Call, Candidate, Completion, Group, Judgement, Prompt, Status, Verdict
 
@@ -99,12 +99,15 @@ class PointwiseJudge(ABC):
         )
 
 
-class PairwiseJudge(ABC):
+class PairwiseJudge(ComparingJudge):
     """A judge that compares two answers; a candidate's score is the share of them it won.
 
     Every two candidates of a group are shown in both orders. Only an answer that is preferred in
     both has won: what changes with the order says something about the judge, not the answers.
     A verdict belongs to the candidate that was shown first.
+
+    A class attribute `scoring = "bradley_terry"` makes the score a log-strength instead, and
+    `comparisons = 4` a tournament in which each candidate meets four others at most.
     """
 
     version: str = "1"
@@ -121,12 +124,7 @@ class PairwiseJudge(ABC):
     ) -> int | Preference | Awaitable[int | Preference | None] | None:
         """0 when the first is better, 1 when the second is, None for neither. May be async."""
 
-    def judge(self, groups: Sequence[Group], policy: Policy | None, call: Call) -> list[Judgement]:
-        shown = [
-            (group.prompt, first, second)
-            for group in groups
-            for first, second in permutations(group.candidates, 2)
-        ]
+    def compare(self, shown: Sequence[Shown], policy: Policy | None, call: Call) -> list[Verdict]:
         answers = ask_all(
             [
                 _timed(self.prefer, prompt, first, second, policy, call)
@@ -135,14 +133,9 @@ class PairwiseJudge(ABC):
             limit=self.concurrency,
             call=call,
         )
-        verdicts = {
-            (first.id, second.id): self._heard(first, second, returned, seconds)
-            for (_, first, second), (returned, seconds) in zip(shown, answers, strict=True)
-        }
         return [
-            _share_won(one, group.candidates, verdicts)
-            for group in groups
-            for one in group.candidates
+            self._heard(first, second, returned, seconds)
+            for (_, first, second), (returned, seconds) in zip(shown, answers, strict=True)
         ]
 
     def _heard(self, first: Candidate, second: Candidate, returned: Any, seconds: float) -> Verdict:
@@ -167,31 +160,6 @@ class PairwiseJudge(ABC):
             tokens=preference.tokens,
             cost=preference.cost,
         )
-
-
-def _share_won(
-    candidate: Candidate,
-    candidates: Sequence[Candidate],
-    verdicts: dict[tuple[int, int], Verdict],
-) -> Judgement:
-    won = decided = 0
-    own = []
-    for other in candidates:
-        if other.id == candidate.id:
-            continue
-        own.append(verdicts[candidate.id, other.id])
-        shown_first, shown_second = own[-1].value, verdicts[other.id, candidate.id].value
-        if shown_first is not None and shown_second is not None and shown_first != shown_second:
-            decided += 1
-            won += shown_first == 1.0
-    words = f"won {won} of {decided} decided comparisons; {len(own) - decided} undecided"
-    return Judgement(
-        candidate_id=candidate.id,
-        score=won / decided if decided else None,
-        status="ok" if decided else "abstained",
-        reason=words if own else "nothing to compare it with",
-        verdicts=tuple(own),
-    )
 
 
 def _finite(judge: object, score: Any) -> float | None:
