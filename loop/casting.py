@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from loop.asked import check_model, is_frozen
 from loop.settings import Command, Config, Model, Role
 from roles import plugins
 from store import checkpoints
@@ -29,17 +30,13 @@ def load_roles(config: Config) -> dict[int, Any]:
     for name, command in config.evaluate.command.items():
         _check_command(name, command)
     for role, table in wanted:
-        _check_model(config, role, table)
+        _check_own(role, table)
+        if role == "judge" and table.model is not None:
+            check_model(config, table.use, table.model)
     made = {id(table): plugins.load(role, table.use, table.options) for role, table in wanted}
     for role, table in wanted:
-        if (
-            role == "judge"
-            and table.model is None
-            and getattr(made[id(table)], "asks_model", False)
-        ):
-            raise UserError(
-                f'judge {table.use!r} asks a model: set its model, as in judge.model = "round"'
-            )
+        if role == "judge":
+            _check_asked(config, table, made[id(table)])
     for number in (0, 1):
         for track in config.tracks(number).values():
             _check_kinds(track.filter, config.trainer(number, track.model), made)
@@ -67,20 +64,29 @@ def _check_kinds(selecting: Role, training: Role, made: dict[int, Any]) -> None:
         )
 
 
-def _check_model(config: Config, role: str, table: Role) -> None:
-    known = ["round", *(f"model:{name}" for name in config.models)]
-    known += ["checkpoint:base", "checkpoint:PATH"]
+def _check_own(role: str, table: Role) -> None:
     if table.model is not None and role != "judge":
         raise UserError(f"{role} {table.use!r} has no option 'model'; only a judge asks a model")
     if table.thinking != "shown" and role != "judge":
         raise UserError(f"{role} {table.use!r} has no option 'thinking'; it is a judge's")
-    kind, _, path = (table.model or "").partition(":")
-    if kind == "checkpoint" and path != "base":
-        checkpoints.locate(path)
-    elif table.model is not None and table.model not in known[:-1]:
+
+
+def _check_asked(config: Config, table: Role, judge: Any) -> None:
+    """Every model that a judge will ask is there, and none that is under test grades itself."""
+    if table.model is None and getattr(judge, "asks_model", False):
         raise UserError(
-            f"judge {table.use!r} asks the model {table.model!r}; there are: {', '.join(known)}"
+            f'judge {table.use!r} asks a model: set its model, as in judge.model = "round"'
         )
+    others = tuple(getattr(judge, "models", ()))
+    asked = others if table.model is None else (table.model, *others)
+    grading = [config.evaluate.judge, *(each.judge for each in config.evaluate.suite.values())]
+    for name in asked:
+        check_model(config, table.use, name)
+        if not is_frozen(name) and any(table is each for each in grading):
+            raise UserError(
+                f"the judge {table.use!r} of [evaluate] asks the model {name!r}; every model of "
+                "the run is under test, and none grades itself"
+            )
 
 
 def _check_template(model: Model, folder: Path, engine: Any) -> None:

@@ -13,6 +13,7 @@ from loop.progress import Progress
 from loop.settings import Config, Role
 from roles.protocols import Engine, Policy
 from store import checkpoints
+from store.cache import ReplyCache
 from store.database import Store
 from store.records import (
     Call,
@@ -24,6 +25,7 @@ from store.records import (
     Split,
 )
 
+CACHE = "judged.db"
 STAGES = ("propose", "generate", "judge", "filter", "train", "evaluate", "gate")
 
 
@@ -40,6 +42,8 @@ class Context:
     seconds: dict[str, float] = field(default_factory=dict)
     _open: tuple[Path, Policy] | None = None
     _frozen: dict[str, Checkpoint] = field(default_factory=dict)
+    _servers: dict[str, Any] = field(default_factory=dict)
+    _memory: ReplyCache | None = None
 
     @property
     def root(self) -> Path:
@@ -65,6 +69,29 @@ class Context:
             model = next(iter(self.config.models))
             self._frozen[path] = checkpoints.measure(checkpoints.locate(path), model)
         return self._frozen[path]
+
+    def server(self, name: str) -> Any:
+        """A server of the configuration. It holds no memory of ours, so it stays open."""
+        if name not in self._servers:
+            from roles.policy.server import ChatServer
+
+            self._servers[name] = ChatServer(**self.config.server[name].model_dump())
+        return self._servers[name]
+
+    @property
+    def memory(self) -> ReplyCache:
+        """What judges' models said before."""
+        if self._memory is None:
+            path = self.config.cache.path
+            self._memory = ReplyCache(Path(path) if path else self.root.parent / CACHE)
+        return self._memory
+
+    def close(self) -> None:
+        self.close_policy()
+        for server in self._servers.values():
+            server.close()
+        if self._memory is not None:
+            self._memory.close()
 
     def close_policy(self) -> None:
         if self._open is not None:
@@ -111,8 +138,10 @@ class Context:
 
     def spent(self) -> bool:
         """Whether the budget is used up."""
-        limit = self.config.budget.generated_tokens
-        return 0 < limit <= self.store.generated_tokens()
+        limit, cost = self.config.budget.generated_tokens, self.config.budget.cost
+        if 0 < limit <= self.store.generated_tokens():
+            return True
+        return 0 < cost <= self.store.judge_cost()
 
 
 @dataclass

@@ -12,12 +12,14 @@ from typing import Any, cast
 
 from loop.command import run_command
 from loop.context import Context, Rows, StoredHistory
+from loop.health import anchored, rung
 from loop.measure import gap, judging, measure
 from loop.settings import Role
 from loop.work import checked, judge_asked, sample
 from roles.protocols import Generator, Policy, Proposer
 from store.errors import UserError
 from store.records import (
+    Answer,
     Checkpoint,
     Completion,
     Evaluation,
@@ -82,7 +84,10 @@ def under_test(context: Context, round: Round) -> list[Checkpoint]:
 
 @dataclass(frozen=True)
 class Questions:
-    """Asked rows of one measurement, how they are answered and by whom they are judged."""
+    """Asked rows of one measurement, how they are answered and by whom they are judged.
+
+    The first judge is the one whose scores measure.
+    """
 
     rows: Rows
     prompts: Sequence[Prompt]
@@ -95,8 +100,7 @@ def questions(context: Context, round: Round, checkpoint: Checkpoint) -> Iterato
     store, model, own = context.store, checkpoint.model, context.config.evaluate
     held = [prompt for split in HELD_OUT for prompt in store.prompts(split, "held_out")]
     judge, fixed = context.config.judge(model), own.judge
-    # To ask a model about every held-out answer would cost more than the answers: anchors do.
-    also = (judge,) if judge.model is None and judge.label != fixed.label else ()
+    also = (judge,) if _is_free(context, judge) and judge.label != fixed.label else ()
     for purpose, samples in (("sampled", own.samples), ("greedy", 1)):
         sampling = own.sampling(greedy=purpose == "greedy")
         rows = Rows(round, model, cast(Purpose, purpose))
@@ -112,6 +116,14 @@ def questions(context: Context, round: Round, checkpoint: Checkpoint) -> Iterato
         written = _written(context, rows, own.anchors.generator)
         judges = (fixed,) if judge.label == fixed.label else (fixed, judge)
         yield Questions(rows, store.prompts("anchor"), written, judges)
+
+
+def _is_free(context: Context, judge: Role) -> bool:
+    """Whether it can judge every held-out answer. To ask a model, or a person, about each would
+    cost more than the answers: anchors do."""
+    made = context.role(judge)
+    asks = getattr(made, "models", ()) or getattr(made, "asks_person", False)
+    return judge.model is None and not asks
 
 
 def _sampled(context: Context, rows: Rows, sampling: Sampling, count: int) -> Answering:
@@ -143,9 +155,22 @@ def ask(context: Context, asked: Questions, checkpoint: Checkpoint) -> bool:
     sample(context, rows, checkpoint, asked.answer)
     if context.store.unsampled(*rows.key):
         return False
-    for role in asked.judges:
-        judge_asked(context, rows, role, checkpoint.model, checkpoint)
-    return True
+    # The others are themselves what is measured: one that has no word is told by its numbers.
+    return all(
+        judge_asked(
+            context, rows, role, checkpoint.model, checkpoint, needed=role is asked.judges[0]
+        )
+        for role in asked.judges
+    )
+
+
+def _last_judged(context: Context, round: Round, track: str, judge: str) -> list[Answer]:
+    """The anchors as the judge of the last round that judged them scored them."""
+    for earlier in reversed(context.store.rounds()[: round.number]):
+        found = context.store.answers(cast(int, earlier.id), track, judge)
+        if found:
+            return found
+    return []
 
 
 def measure_checkpoint(context: Context, round: Round, checkpoint: Checkpoint) -> list[Evaluation]:
@@ -157,7 +182,7 @@ def measure_checkpoint(context: Context, round: Round, checkpoint: Checkpoint) -
     found = [
         each for split in HELD_OUT for each in measure(model, split, answers, fixed.label, seed)
     ]
-    if judge.model is None:
+    if _is_free(context, judge):
         chosen = store.answers(id, model, judge.label)
         left_to_teach = gap(model, "gate", answers, chosen, judge.label, seed)
         found += [] if left_to_teach is None else [left_to_teach]
@@ -170,7 +195,12 @@ def measure_checkpoint(context: Context, round: Round, checkpoint: Checkpoint) -
         track = f"{model}:anchors"
         truth, judged = (store.answers(id, track, each.label) for each in (fixed, judge))
         spread = store.variances(id, track, judge.label)
-        found += judging(model, truth, judged, spread, judge.label, seed)
+        before = _last_judged(context, round, track, judge.label)
+        on_anchors = judging(model, truth, judged, spread, judge.label, seed, before)
+        if round.number > 0:
+            for bell, sentence in rung(context.config.alarms, anchored(on_anchors)):
+                context.progress.say(f"alarm {bell}: model {model}, its judge {sentence}")
+        found += on_anchors
     for name, command in own.command.items():
         context.check()
         context.close_policy()  # the command may need the memory

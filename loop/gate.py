@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
+from loop import health
 from loop.measure import bootstrap
 from loop.settings import Config, Gate
 from store.database import Store
@@ -133,10 +134,16 @@ def status_after(rule: Gate, decision: Decision) -> CheckpointStatus:
 def ending(store: Store, config: Config) -> Decision | None:
     """The rule that ends the run now, or None when it goes on."""
     rounds = store.rounds()
+    if (rang := health.stopping(store, config)) is not None:
+        return Decision(decision="stop", rule="alarm", reason=rang)
     spent, limit = store.generated_tokens(), config.budget.generated_tokens
     if rounds and 0 < limit <= spent and not _complete(rounds, config):
         reason = f"{spent:,} tokens were generated; budget.generated_tokens is {limit:,}"
         return Decision(decision="stop", rule="budget", reason=reason)
+    cost, most = store.judge_cost(), config.budget.cost
+    if rounds and 0 < most <= cost and not _complete(rounds, config):
+        reason = f"judges cost {cost:.2f}; budget.cost is {most:g}"
+        return Decision(decision="stop", rule="cost", reason=reason)
     if not rounds or rounds[-1].status == "running":
         return None
     decided = _decisions(store)

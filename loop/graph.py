@@ -18,11 +18,12 @@ from langgraph.graph.state import CompiledStateGraph
 from langgraph.runtime import Runtime
 
 from loop import gate as rules
+from loop import health
 from loop.context import STAGES, Context, Counted, Rows, StoredHistory
 from loop.evaluation import ask, hold_out, measure_checkpoint, questions, under_test
 from loop.mixing import learned_from
 from loop.retention import tidy
-from loop.work import add_bases, checked, judge_asked, sample, say_flat, train_model
+from loop.work import add_bases, checked, judge_asked, sample, train_model
 from roles.protocols import Filter, Generator, Policy, Proposer
 from store.errors import UserError
 from store.records import Checkpoint, Decision, Example, Group, Prompt, Round
@@ -48,7 +49,7 @@ def build() -> CompiledStateGraph[State, Context, State, State]:
     graph.add_edge("open_round", "propose")
     graph.add_edge("propose", "generate")
     graph.add_conditional_edges("generate", after_generate, ["judge", END])
-    graph.add_edge("judge", "filter")
+    graph.add_conditional_edges("judge", after_judge, ["filter", END])
     graph.add_conditional_edges("filter", after_filter, ["train", "open_round", END])
     graph.add_edge("train", "evaluate")
     graph.add_conditional_edges("evaluate", after_evaluate, ["gate", END])
@@ -69,6 +70,17 @@ def after_generate(state: State, runtime: Runtime[Context]) -> str:
     tracks = context.config.tracks(round.number)
     left = any(context.store.unsampled(*Rows(round, name, "train").key) for name in tracks)
     return END if left else "judge"
+
+
+def after_judge(state: State, runtime: Runtime[Context]) -> str:
+    context, round = _at(state, runtime)
+    if health.stopping(context.store, context.config) is not None:
+        return END
+    left = any(
+        context.store.unjudged(*Rows(round, name, "train").key, track.judge.label)
+        for name, track in context.config.tracks(round.number).items()
+    )
+    return END if left else "filter"
 
 
 def after_filter(state: State, runtime: Runtime[Context]) -> str:
@@ -151,10 +163,8 @@ def judge(state: State, runtime: Runtime[Context]) -> None:
     tracks = context.config.tracks(round.number)
     with context.stage(round, "judge", sum(track.prompts for track in tracks.values())):
         for name, track in tracks.items():
-            rows = Rows(round, name, "train")
-            judge_asked(context, rows, track.judge, track.model)
-            if round.number > 0:  # a warm-up imitates what came with the data
-                say_flat(context, rows, track.judge)
+            if not judge_asked(context, Rows(round, name, "train"), track.judge, track.model):
+                return  # the budget is spent
 
 
 def filter(state: State, runtime: Runtime[Context]) -> None:

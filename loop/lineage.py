@@ -50,7 +50,8 @@ ORDER BY judgement.id
 VERDICTS = """
 SELECT verdict.id AS verdict, judge, judge_version AS version, judge_model,
        candidate_id AS candidate, other_candidate_id AS other_candidate, "order", vote, raw,
-       value, status, verdict.seed AS seed, verdict.tokens AS tokens, cost, seconds
+       value, status, verdict.seed AS seed, verdict.tokens AS tokens, cost, seconds,
+       member, cached
 FROM candidate JOIN verdict ON verdict.candidate_id = candidate.id
 WHERE candidate.asked_id = :asked
   AND (verdict.candidate_id = :candidate OR verdict.other_candidate_id = :candidate)
@@ -189,11 +190,14 @@ def _show_candidate(console: Console, found: Table) -> None:
 
 
 def _show_verdict(console: Console, found: Table, candidate: int) -> None:
-    place = [f"vote {found['vote']}"]
+    place = [] if found["member"] is None else [f"member {found['member']}"]
+    place.append(f"vote {found['vote']}")
     if found["other_candidate"] is not None:
         other = found["other_candidate"] if found["candidate"] == candidate else found["candidate"]
-        first = (found["candidate"] == candidate) == (found["order"] != 1)
-        place.append(f"against candidate {other}, shown {'first' if first else 'second'}")
+        place.append(f"against candidate {other}")
+        if found["order"] is not None:
+            first = (found["candidate"] == candidate) == (found["order"] != 1)
+            place.append("shown first" if first else "shown second")
     value = "" if found["value"] is None else f" {figure(found['value'])}"
     said = f"verdict of {found['judge']} {found['version']} ({', '.join(place)}): "
     block(console, f"{said}{found['status']}{value}", found["raw"])

@@ -40,18 +40,24 @@ def judging(
     variances: Sequence[float],
     judge: str,
     seed: int,
+    before: Sequence[Answer] = (),
 ) -> list[Evaluation]:
     """How well a judge tells answers of known worth apart, and how much it says at all.
 
     truth, judged: the same answers in the same order, as the fixed judge and as `judge` scored
     them. agreement: of the pairs of answers to one prompt that differ in truth, the share that
-    the judge puts in that order, ties counting half; 0.5 is a coin. modal: the share of its
+    the judge puts in that order, ties counting half; 0.5 is a coin. accuracy: the same, a tie being
+    wrong. kappa: Cohen's, of which of the two is better, the judge's word against the truth: 0 is
+    chance. drift: the mean change of a score since `before`, which are the same answers as an
+    earlier judge scored them, as a share of the range of all these scores. modal: the share of its
     commonest score; 1 is a judge that says the same of everything. variance: mean of the votes'
     variances. unscored: the share without a score.
     """
     known, said = (by_prompt(each, "anchor", greedy=False) for each in (truth, judged))
+    both = list(zip(known, said, strict=True))
     per_prompt: dict[str, Sequence[float | None]] = {
-        "agreement": [_agreement(*each) for each in zip(known, said, strict=True)],
+        "agreement": [_mean_of(_orders(*each), ties=0.5) for each in both],
+        "accuracy": [_mean_of(_orders(*each), ties=0.0) for each in both],
         "score": [mean_score(group) for group in said],
         "unscored": [_mean(each.score is None for each in group) for group in said],
         "variance": variances,
@@ -73,21 +79,100 @@ def judging(
                 judge=judge,
             )
         )
+    compared = [orders for each in both if (orders := _orders(*each))]
+    if compared:
+        value, low, high = _bootstrapped_kappa(compared, seed)
+        found.append(
+            Evaluation(
+                model=model,
+                split="anchor",
+                metric="kappa",
+                value=value,
+                low=low,
+                high=high,
+                n=len(compared),
+                judge=judge,
+            )
+        )
+    if (moved := _drift(before, judged)) is not None:
+        found.append(
+            Evaluation(
+                model=model, split="anchor", metric="drift", value=moved[0], n=moved[1], judge=judge
+            )
+        )
     return [replace(each, suite="judge") for each in found if each is not None]
 
 
-def _agreement(truth: Sequence[Answer], judged: Sequence[Answer]) -> float | None:
+def _orders(truth: Sequence[Answer], judged: Sequence[Answer]) -> list[tuple[int, int]]:
+    """(truth, judge) of each two answers that differ in truth: 1 the first is better, -1 the
+    second, 0 the judge sees no difference."""
     both = [
         (real.score, said.score)
         for real, said in zip(truth, judged, strict=True)
         if real.score is not None and said.score is not None
     ]
-    pairs = [
-        0.5 + 0.5 * _sign(real - other_real) * _sign(said - other_said)
+    return [
+        (_sign(real - other_real), _sign(said - other_said))
         for (real, said), (other_real, other_said) in combinations(both, 2)
         if real != other_real
     ]
-    return _mean(pairs) if pairs else None
+
+
+def _mean_of(orders: Sequence[tuple[int, int]], *, ties: float) -> float | None:
+    """The share in which judge and truth say the same."""
+    if not orders:
+        return None
+    return _mean(ties if said == 0 else float(said == real) for real, said in orders)
+
+
+def _kappa(orders: Sequence[tuple[int, int]]) -> float:
+    """Cohen's kappa, (p_o - p_e) / (1 - p_e). Source: Cohen (1960).
+
+    Where both say the same one thing of everything there is no chance to correct for: 0.
+    """
+    n = len(orders)
+    observed = sum(real == said for real, said in orders) / n
+    real, said = (Counter(side) for side in zip(*orders, strict=True))
+    chance = sum(real[which] * said[which] for which in (-1, 0, 1)) / n**2
+    return (observed - chance) / (1 - chance) if chance < 1 else 0.0
+
+
+def _bootstrapped_kappa(
+    by_prompt: Sequence[Sequence[tuple[int, int]]], seed: int
+) -> tuple[float, float, float]:
+    """(kappa, low, high): of all pairs, and its interval by resampling prompts."""
+    # A row a prompt, a column for each of the nine ways truth and judge may meet.
+    counts = numpy.zeros((len(by_prompt), 3, 3))
+    for place, orders in enumerate(by_prompt):
+        for real, said in orders:
+            counts[place, real + 1, said + 1] += 1
+    random = numpy.random.default_rng(seed)
+    drawn = random.integers(0, len(counts), (RESAMPLES, len(counts)))
+    weights = numpy.stack([numpy.bincount(each, minlength=len(counts)) for each in drawn])
+    tables = numpy.einsum("rp,pij->rij", weights, counts)
+    total = tables.sum((1, 2))
+    observed = tables.trace(axis1=1, axis2=2) / total
+    chance = (tables.sum(2) * tables.sum(1)).sum(1) / total**2
+    kappas = numpy.where(chance < 1, (observed - chance) / numpy.maximum(1 - chance, 1e-12), 0.0)
+    tail = (1 - LEVEL) / 2 * 100
+    low, high = numpy.percentile(kappas, [tail, 100 - tail])
+    return _kappa([pair for orders in by_prompt for pair in orders]), float(low), float(high)
+
+
+def _drift(before: Sequence[Answer], judged: Sequence[Answer]) -> tuple[float, int] | None:
+    """Mean change of a score, of the range of all, and of how many; None: nothing to compare."""
+    if [each.text for each in before] != [each.text for each in judged]:
+        return None
+    both = [
+        (then.score, now.score)
+        for then, now in zip(before, judged, strict=True)
+        if then.score is not None and now.score is not None
+    ]
+    if not both:
+        return None
+    scores = [score for pair in both for score in pair]
+    span = max(scores) - min(scores)
+    return (_mean(abs(now - then) for then, now in both) / span if span else 0.0), len(both)
 
 
 def _sign(difference: float) -> int:

@@ -257,8 +257,9 @@ def _is_role(key: str) -> bool:
 def show(store: Store, number: int) -> Table:
     """A ROUND of `rounds` with, in addition, run, tracks {track: counts}, evaluating
     {"purpose:model": counts}, decisions, training [{checkpoint, model, examples, steps,
-    first_loss, last_loss, curve [{step, loss, metrics}]}], evaluations, and samples of its
-    examples [{example, track, kind, rule, margin, messages, reference, chosen, chosen_score,
+    first_loss, last_loss, curve [{step, loss, metrics}]}], judges [{track, purpose, judge, n,
+    METRIC ..., statuses, histogram}] (how they did: loop/health.py), evaluations, and samples of
+    its examples [{example, track, kind, rule, margin, messages, reference, chosen, chosen_score,
     rejected, rejected_score}].
     """
     found = store.round(number)
@@ -280,6 +281,7 @@ def show(store: Store, number: int) -> Table:
         "training": [
             curve for row in made if row["round"] == number and (curve := _training(store, row))
         ],
+        "judges": _judges(store, found),
         "evaluations": [row for row in measured if row["round"] == number],
         "samples": [
             row | {"messages": parsed(row["messages"])}
@@ -287,6 +289,21 @@ def show(store: Store, number: int) -> Table:
             for row in store.query(EXAMPLES, round=found.id, track=track, count=SHOWN_EXAMPLES)
         ],
     }
+
+
+def _judges(store: Store, round: Round) -> list[Table]:
+    """A row a judge, track and purpose. `n`: its judgements. A metric that it lacks is left out."""
+    found: dict[tuple[str, ...], Table] = {}
+    for row in store.health(round.id or 0):
+        place = {key: row[key] for key in ("track", "purpose", "judge")}
+        own = found.setdefault(tuple(place.values()), place)
+        one = row["health"]
+        own[one.metric] = one.value
+        if one.metric == "unscored":
+            own |= {"n": one.n, "statuses": one.detail}
+        elif one.metric == "entropy":
+            own["histogram"] = one.detail
+    return list(found.values())
 
 
 def _training(store: Store, checkpoint: Table) -> Table | None:

@@ -75,7 +75,7 @@ class Role(Frozen):
 
 def _is_frozen(judge: Role) -> bool:
     """Whether the judge asks no model, or one that the run does not improve."""
-    return judge.model is None or judge.model.startswith("checkpoint:")
+    return judge.model is None or judge.model.startswith(("checkpoint:", "server:"))
 
 
 class Track(Frozen):
@@ -283,11 +283,107 @@ class Gate(Frozen):
         return self
 
 
+class Server(Frozen):
+    """A model behind an OpenAI-compatible server, which judges may ask as "server:NAME"."""
+
+    url: str = Field(pattern=r"^https?://", description='as in "http://127.0.0.1:8000/v1"')
+    model: str | None = Field(None, description="left out, the only one that the server has")
+    extra: dict[str, Any] = Field({}, description="what else goes into each request's body")
+    key_env: str | None = Field(
+        None,
+        description="the environment variable that holds the key",
+        json_schema_extra=OPERATIONAL,
+    )
+    structured: Literal["auto"] | bool = Field(
+        "auto", description="whether replies are held to a JSON schema; auto: where it is offered"
+    )
+    concurrency: StrictInt = Field(
+        32, ge=1, le=1000, description="calls under way at once", json_schema_extra=OPERATIONAL
+    )
+    requests_per_second: StrictFloat | None = Field(
+        None, gt=0, description="known limit, if any", json_schema_extra=OPERATIONAL
+    )
+    timeout_s: StrictFloat = Field(60.0, gt=0, json_schema_extra=OPERATIONAL)
+    retries: StrictInt = Field(5, ge=0, json_schema_extra=OPERATIONAL)
+    price_in: StrictFloat | None = Field(
+        None, ge=0, description="of a million tokens asked", json_schema_extra=OPERATIONAL
+    )
+    price_out: StrictFloat | None = Field(
+        None, ge=0, description="of a million tokens answered", json_schema_extra=OPERATIONAL
+    )
+
+
+class Cache(Frozen):
+    """What a judge's model said before in the same words is not asked again, in any run."""
+
+    when: Literal["server", "always", "never"] = Field(
+        "server", description="of which models replies are kept"
+    )
+    path: str | None = Field(
+        None,
+        description="an SQLite file; left out, judged.db beside the run directories",
+        json_schema_extra=OPERATIONAL,
+    )
+
+
+Bell = Literal["unscored", "modal", "flips", "votes", "length", "kappa", "agreement", "drift"]
+"""What a judge's health is watched for."""
+
+
+class Alarms(Frozen):
+    """How bad a judge may get in a round before it is said or the run stops (loop/health.py)."""
+
+    stop: tuple[Bell, ...] = Field(
+        (),
+        description="alarms that end the run; the others are said and kept",
+        json_schema_extra=OPERATIONAL,
+    )
+    max_unscored: Share = Field(
+        0.5,
+        description="share of answers without a score; above it the stage stops before it commits",
+        json_schema_extra=OPERATIONAL,
+    )
+    max_modal: Share = Field(
+        0.95, description="share of the commonest score", json_schema_extra=OPERATIONAL
+    )
+    max_flips: Share = Field(
+        0.5,
+        description="share of comparisons that turn around when the order does",
+        json_schema_extra=OPERATIONAL,
+    )
+    min_votes: Share = Field(
+        0.2, description="share of pairs of votes that agree", json_schema_extra=OPERATIONAL
+    )
+    max_length: Share = Field(
+        0.8,
+        description="correlation of score and length among answers to one prompt, either way",
+        json_schema_extra=OPERATIONAL,
+    )
+    min_kappa: StrictFloat = Field(
+        0.0, ge=-1, le=1, description="Cohen's kappa on anchors", json_schema_extra=OPERATIONAL
+    )
+    min_agreement: Share = Field(
+        0.5, description="upper bound of the agreement on anchors", json_schema_extra=OPERATIONAL
+    )
+    max_drift: Share = Field(
+        0.25,
+        description="mean change of the anchors' scores since the last round, of their range",
+        json_schema_extra=OPERATIONAL,
+    )
+
+
 class Budget(Frozen):
     generated_tokens: StrictInt = Field(
         0,
         ge=0,
         description="the run stops at this many; 0 = no limit",
+        json_schema_extra=OPERATIONAL,
+    )
+    cost: StrictFloat = Field(
+        0.0,
+        ge=0,
+        description="money that judges may spend, in the currency of the servers' prices; "
+        "0 = no limit",
         json_schema_extra=OPERATIONAL,
     )
 
@@ -319,6 +415,9 @@ class Config(Frozen):
     warmup: Warmup | None = None
     evaluate: Evaluate
     gate: Gate = Gate()
+    server: dict[Name, Server] = {}
+    cache: Cache = Cache()
+    alarms: Alarms = Alarms()
     budget: Budget = Budget()
     checkpoints: Checkpoints = Checkpoints()
 

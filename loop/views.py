@@ -14,6 +14,7 @@ from loop.report import Table
 from loop.screen import NOTHING, block, columns, conversation, figure, legible, line, put
 
 STAGES = ("propose", "generate", "judge", "filter", "train", "evaluate", "gate")
+MICROS = "judge_micros"
 METRICS = ("rewards/margins", "rewards/accuracies", "logps/chosen", "grad_norm", "learning_rate")
 
 ABOUT = {"judge": "the round's judge on anchors, compared with the judge of [evaluate]"}
@@ -136,7 +137,7 @@ def show(console: Console, found: Table) -> None:
     line(console, f"{found['run']}, round {found['number']}  {found['status']}, {tokens}")
     line(console)
     for name, counts in (found["tracks"] | found["evaluating"]).items():
-        kept = {key: n for key, n in counts.items() if not key.startswith("dropped ")}
+        kept = {key: n for key, n in counts.items() if not key.startswith(("dropped ", MICROS))}
         line(console, f"{name}: {_counted(kept)}")
     if found["reasons"]:
         line(console, f"dropped: {_counted(found['reasons'])}")
@@ -148,6 +149,7 @@ def show(console: Console, found: Table) -> None:
             line(console, "  " + ", ".join(f"{key} {figure(n)}" for key, n in numbers.items()))
     for each in found["training"]:
         _training(console, each)
+    _judges(console, found["judges"])
     _evaluations(console, found["evaluations"])
     for each in found["samples"]:
         _sample(console, each)
@@ -169,6 +171,24 @@ def _training(console: Console, found: Table) -> None:
     for step in found["curve"]:
         values = (figure(step["metrics"].get(name)) for name in shown)
         grid.add_row(f"{step['step']:,}", figure(step["loss"]), *values)
+    put(console, grid)
+
+
+JUDGED = ("unscored", "score", "modal", "entropy", "length", "votes", "flips")
+COST = ("tokens", "seconds", "cost", "cached")
+
+
+def _judges(console: Console, found: Sequence[Table]) -> None:
+    """How the round's judges did and what they took: a row a judge, track and purpose."""
+    if not found:
+        return
+    line(console)
+    line(console, "how judges did")
+    names = [name for name in (*JUDGED, *COST) if any(name in row for row in found)]
+    grid = columns("judge", "track", "of", "n", *names, right=range(3, 4 + len(names)))
+    for row in found:
+        cells = (figure(row.get(name)) for name in names)
+        grid.add_row(row["judge"], row["track"], row["purpose"], f"{row['n']:,}", *cells)
     put(console, grid)
 
 

@@ -8,12 +8,15 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 from pydantic import TypeAdapter
 
+from loop.asked import Asking
 from loop.context import Context, Rows
+from loop.health import keep_health, refuse_unscored
 from loop.settings import Config, Role
 from roles.protocols import Judge, Policy, Trainer
 from store import checkpoints
@@ -28,8 +31,6 @@ from store.records import (
     Training,
 )
 
-FLAT = 0.95
-"""A judge that gives so large a share of its scores alike hardly tells answers apart."""
 TOO_LONG, NO_CANDIDATE = "longer than the context", "no candidate fits the context"
 
 
@@ -116,69 +117,69 @@ def sample(
 
 
 def judge_asked(
-    context: Context, rows: Rows, role: Role, model: str, tested: Checkpoint | None = None
-) -> None:
-    """Judgements of one judge for every batch that lacks one.
+    context: Context,
+    rows: Rows,
+    role: Role,
+    model: str,
+    tested: Checkpoint | None = None,
+    *,
+    needed: bool = True,
+) -> bool:
+    """Judgements of one judge for every batch that lacks one. False: the budget did not suffice.
 
     tested: the checkpoint under test, which is what a judge that asks the policy then asks.
+    needed: whether the stage stops where it fails at too many answers (alarms.max_unscored).
     """
     judging = cast(Judge, context.role(role))
-    call = context.call(rows.round, rows.track, "judge")
+    costs = role.model is not None or bool(getattr(judging, "models", ()))
+    try:
+        for batch in context.store.unjudged(*rows.key, role.label):
+            context.check()
+            if costs and context.spent():
+                return False
+            groups = [group for group in context.store.groups(*rows.key, batch) if group.candidates]
+            _judge(context, rows, role, groups, Asking(context, model, tested), needed=needed)
+            context.progress.advance_by(len(groups))
+    finally:
+        close = getattr(judging, "close", None)
+        if close is not None:  # what it holds may be needed for training
+            close()
+    keep_health(context, rows, role)
+    return True
+
+
+def _judge(
+    context: Context,
+    rows: Rows,
+    role: Role,
+    groups: Sequence[Group],
+    asking: Asking,
+    *,
+    needed: bool,
+) -> None:
+    """One batch. What stops the stage stops it before the batch is committed, so that it is judged
+    again when the judge is mended."""
+    judging = cast(Judge, context.role(role))
+    if role.thinking == "hidden":
+        groups = [without_thinking(group) for group in groups]
     version = str(getattr(judging, "version", "1"))
-    for batch in context.store.unjudged(*rows.key, role.label):
-        context.check()
-        groups = [group for group in context.store.groups(*rows.key, batch) if group.candidates]
-        if role.thinking == "hidden":
-            groups = [_without_thinking(group) for group in groups]
-        asked = _judging_checkpoint(context, role, model, tested)
-        policy = None if asked is None else context.policy(asked)
-        with context.timed("in judge"):
-            concluded = judging.judge(groups, policy, call)
-        _refuse_others(groups, concluded, role.use)
-        by = None if asked is None else str(asked.path)
-        context.store.add_judgements(*rows.key, role.label, version, by, concluded)
-        context.progress.advance_by(len(groups))
-
-
-def say_flat(context: Context, rows: Rows, role: Role) -> None:
-    """Say it when a judge gave nearly all answers one score, or hardly any a score."""
-    found = context.store.score_counts(*rows.key, role.label)
-    judged = sum(found.values())
-    if not judged:
-        return
-    told = f"track {rows.track}: judge {role.use}"
-    unscored = found.pop(None, 0)
-    if unscored > judged / 2:
-        context.progress.say(f"{told} gave {unscored:,} of {judged:,} answers no score")
-    if found:
-        score, times = max(found.items(), key=lambda each: each[1])
-        if times >= FLAT * sum(found.values()):
-            context.progress.say(
-                f"{told} gave {score:g} to {times:,} of {judged:,} answers: it hardly tells "
-                "them apart"
-            )
-
-
-def _judging_checkpoint(
-    context: Context, role: Role, model: str, tested: Checkpoint | None
-) -> Checkpoint | None:
-    """Whose model the judge asks."""
-    kind, _, name = (role.model or "").partition(":")
-    match kind:
-        case "":
-            return None
-        case "round":
-            return tested or context.store.incumbent(model)
-        case "model":
-            return context.store.incumbent(name)
-    return context.store.beginning(model) if name == "base" else context.frozen(name)
+    with context.timed("in judge"):
+        asked, by = asking.judging(role, version)
+        alone = role.model is None and not getattr(judging, "models", ())
+        call = context.call(rows.round, rows.track, "judge")
+        concluded = judging.judge(groups, None if alone else cast(Policy, asked), call)
+    _refuse_others(groups, concluded, role.use)
+    if needed:
+        known = partial(context.store.score_counts, *rows.key, role.label)
+        refuse_unscored(context.config.alarms, role, rows.track, known, concluded)
+    context.store.add_judgements(*rows.key, role.label, version, by, concluded)
 
 
 THOUGHT = re.compile(r"\A(?:(?!<think>).)*</think>|<think>.*?(?:</think>|\Z)", re.DOTALL)
 """Also a thought whose beginning the chat template wrote, and one that was cut off."""
 
 
-def _without_thinking(group: Group) -> Group:
+def without_thinking(group: Group) -> Group:
     """The group as a judge sees it to whom thoughts are hidden."""
     shown = (replace(each, text=THOUGHT.sub("", each.text).strip()) for each in group.candidates)
     return replace(group, candidates=tuple(shown))

@@ -87,6 +87,7 @@ def everything(root: Path) -> dict[str, list[dict[str, Any]]]:
         table: [
             {key: value for key, value in row.items() if key not in TIMES}
             for row in store.query(f'SELECT * FROM "{table}" ORDER BY 1, 2')
+            if (table, row.get("metric")) != ("health", "seconds")
         ]
         for table in sorted(tables)
     }

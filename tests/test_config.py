@@ -353,7 +353,11 @@ def test_the_resolved_json_reads_back_equal():
 
 
 OPERATIONAL = ["rounds=99", "gate.patience=55", "gate.target=0.5", "budget.generated_tokens=7"]
-OPERATIONAL += ["checkpoints.keep_last=44"]
+OPERATIONAL += ["checkpoints.keep_last=44", "budget.cost=1.5", "cache.path=there.db"]
+OPERATIONAL += ['alarms.stop=["flips"]']
+OPERATIONAL += [f"alarms.max_{each}=0.11" for each in ("unscored", "modal", "flips", "length")]
+OPERATIONAL += ["alarms.max_drift=0.11", "alarms.min_votes=0.11", "alarms.min_kappa=0.11"]
+OPERATIONAL += ["alarms.min_agreement=0.11"]
 IDENTITY = ["seed=11", "prompts=7", "batch_prompts=3", "judge.x=1", "evaluate.samples=99"]
 IDENTITY += ["gate.min_gain=0.123", "trainer.beta=0.987", "warmup.prompts=7", "model.path=x/y"]
 IDENTITY += ["track.b.prompts=8", "warmup.when=never", "judge.model=round"]

@@ -1,0 +1,96 @@
+"""Whose model a judge asks: found by name, opened when it is asked, remembered where that pays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+from judges.models import Models
+from judges.remembered import Remembered
+from loop.context import Context
+from loop.settings import Config, Role
+from roles.protocols import Policy
+from store import checkpoints
+from store.errors import UserError
+from store.records import Checkpoint
+
+
+def check_model(config: Config, judge: str, name: str) -> None:
+    """Raises UserError for a model that a judge cannot ask in this run."""
+    known = ["round", *(f"model:{each}" for each in config.models), "checkpoint:base"]
+    known += [f"server:{each}" for each in config.server]
+    kind, _, path = name.partition(":")
+    if kind == "checkpoint" and path not in ("", "base"):
+        checkpoints.locate(path)
+    elif name not in known:
+        there = ", ".join([*known, "checkpoint:PATH"])
+        hint = ""
+        if kind == "server":
+            hint = f"; a table [server.{path or 'NAME'}] with its url makes one"
+        raise UserError(f"judge {judge!r} asks the model {name!r}; there are: {there}{hint}")
+
+
+def is_frozen(name: str) -> bool:
+    """Whether a model is one that the run does not improve."""
+    return name.startswith(("checkpoint:", "server:"))
+
+
+@dataclass(frozen=True)
+class Asking:
+    """Where a judge is asked: of which run, about which model and which checkpoint under test."""
+
+    context: Context
+    model: str
+    tested: Checkpoint | None
+
+    def judging(self, role: Role, version: str) -> tuple[Models, str | None]:
+        """The model that the judge asks, with the way to others, and what it is called."""
+
+        def find(name: str) -> Any:
+            return self._named(name, version)
+
+        if role.model is None:
+            return Models(None, find), None
+        return Models(find(role.model), find), self._identity(role.model)
+
+    def _named(self, name: str, version: str) -> Any:
+        kind, _, of = name.partition(":")
+        if kind == "server":
+            model: Any = self.context.server(of)
+        else:
+            model = _Opened(lambda: self.context.policy(self._checkpoint(name)))
+        when = self.context.config.cache.when
+        if when == "never" or (when == "server" and kind != "server"):
+            return model
+        return Remembered(model, self._digest(name), version, self.context.memory)
+
+    def _checkpoint(self, name: str) -> Checkpoint:
+        kind, _, of = name.partition(":")
+        match kind:
+            case "round":
+                return self.tested or self.context.store.incumbent(self.model)
+            case "model":
+                return self.context.store.incumbent(of)
+        return self.context.store.beginning(self.model) if of == "base" else self.context.frozen(of)
+
+    def _identity(self, name: str) -> str:
+        """As the store tells who judged: a checkpoint's path, or the server's model and address."""
+        kind, _, of = name.partition(":")
+        if kind == "server":
+            return cast(str, self.context.server(of).identity)
+        return str(self._checkpoint(name).path)
+
+    def _digest(self, name: str) -> str:
+        """What tells models apart in all runs: a path may hold other weights tomorrow."""
+        return self._identity(name) if name.startswith("server:") else self._checkpoint(name).digest
+
+
+class _Opened:
+    """A checkpoint's policy, opened at each use: between two, another may have been."""
+
+    def __init__(self, find: Callable[[], Policy]) -> None:
+        self._find = find
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._find(), name)
