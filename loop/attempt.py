@@ -26,7 +26,7 @@ from store.database import Store
 from store.errors import UserError
 
 LOG_WIDTH = 100
-LEFT = ("failed", "interrupted")
+LEFT = ("failed", "interrupted", "waiting")
 
 
 @dataclass(frozen=True)
@@ -204,13 +204,21 @@ def _leave(root: Path, outcome: run.Outcome, err: Console, log: Console) -> None
     """
     place = outcome.place or "a stage"
     what = f"interrupted: {place} was under way"
+    on = f"`loop start {_quoted(root)}` goes on from there"
+    if outcome.status == "waiting":
+        what = outcome.reason
+        on = f"{asks_for_them(root)}; then `loop start {_quoted(root)}` goes on"
     if outcome.status == "failed":
         what = f"{place} failed"
         line(err, outcome.reason)
         line(log, outcome.trace + outcome.reason)
-    on = f"`loop start {_quoted(root)}` goes on from there"
     for console in (err, log):
         line(console, f"{what}; every committed batch is intact, and {on}")
+
+
+def asks_for_them(root: Path | str) -> str:
+    """What to type when a run waits for a person."""
+    return f"`loop review {_quoted(root)}` asks for the scores that are missing"
 
 
 def _a_pair(store: Store) -> int:
@@ -223,6 +231,8 @@ MORE = {
     "rounds": "--set rounds=N` extends it",
     "target": "--set gate.target=X` goes on to a higher one",
     "budget": "--set budget.generated_tokens=N` goes on with a larger budget",
+    "cost": "--set budget.cost=X` goes on with more money",
+    "alarm": "--set alarms.BOUND=X` goes on with another bound, `--set alarms.stop=[]` with none",
     "patience": "--set gate.patience=N` goes on with more patience",
 }
 
@@ -234,6 +244,8 @@ def next_step(found: Table) -> str:
         return f"`loop stop {path}` ends it after its batch"
     if found["status"] == "running":
         return f"its driver is gone; `loop start {path}` goes on"
+    if found["status"] == "waiting":
+        return f"{asks_for_them(found['path'])}; then `loop start {path}` goes on"
     if found["status"] in ("interrupted", "failed"):
         return f"`loop start {path}` goes on"
     rule = (found["decision"] or {}).get("rule")

@@ -13,8 +13,8 @@ import shutil
 import sys
 import traceback
 import uuid
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import version
@@ -31,10 +31,11 @@ from loop.progress import Progress
 from loop.settings import Config
 from store import checkpoints
 from store.database import Store
-from store.errors import UserError
+from store.errors import UserError, Waiting
 from store.records import Decision, Run, RunStatus
 
 DATABASE = "loop.db"
+UNFINISHED: tuple[RunStatus, ...] = ("running", "interrupted", "failed", "waiting")
 PACKAGES = ("ratchet-loop", "torch", "transformers", "trl", "langgraph", "sqlmodel")
 
 
@@ -79,8 +80,8 @@ def unfinished(runs: Path, config: Config) -> Path | None:
         except (UserError, SQLAlchemyError) as error:
             print(f"loop: passed over {root}: {error}", file=sys.stderr)
             continue
-        waiting = run is not None and run.status in ("running", "interrupted", "failed")
-        if run is not None and waiting and run.identity == config.identity:
+        goes_on = run is not None and run.status in UNFINISHED
+        if run is not None and goes_on and run.identity == config.identity:
             return root
     return None
 
@@ -177,13 +178,28 @@ def drive(root: Path, progress: Progress, roles: dict[int, Any], config: Config)
     """
     for key in ("LANGSMITH_TRACING", "LANGSMITH_TRACING_V2", "LANGCHAIN_TRACING_V2"):
         os.environ[key] = "false"
+    with at_work(root, progress, roles, config) as context:
+        _refuse_changed_weights(context.store, config)
+        context.store.note_versions(versions())
+        context.store.set_status("running")
+        return _drive(context)
+
+
+@contextmanager
+def at_work(
+    root: Path, progress: Progress, roles: dict[int, Any], config: Config, *, batches: bool = True
+) -> Iterator[Any]:
+    """The Context of a run that nobody else works on meanwhile: its lease is held.
+
+    batches: an interrupt asks for an end after the batch at hand; off, it comes at once.
+    Raises UserError when another process drives the run.
+    """
     from loop.context import Context
 
     store = Store(root / DATABASE)
     try:
-        with lease.held(store) as lost, stopping.signals() as signals:
-            _refuse_changed_weights(store, config)
-            store.note_versions(versions())
+        heard = stopping.signals() if batches else nullcontext(stopping.Signals())
+        with lease.held(store) as lost, heard as signals:
             context = Context(
                 store=store,
                 config=config,
@@ -191,13 +207,12 @@ def drive(root: Path, progress: Progress, roles: dict[int, Any], config: Config)
                 progress=progress,
                 stopping=stopping.asked(store, lost, signals, progress),
             )
-            store.set_status("running")
             try:
-                return _drive(context)
+                yield context
             finally:
                 signals.deaf = True  # leaving takes a moment; a third Ctrl-C must not break it off
                 progress.abandon()
-                context.close_policy()
+                context.close()
     finally:
         store.close()
 
@@ -237,8 +252,17 @@ def _drive(context: Any) -> Outcome:
         return Outcome(130, "interrupted", "interrupted; what was committed is kept", place)
     except stopping.TakenOver:
         raise  # how the run stands is for the other process to say
+    except Waiting as error:
+        return _waits(context, error)
     except (Exception, SystemExit) as error:  # noqa: BLE001 - told or shown whole, code 4
         return _failed(store, config, error)
+
+
+def _waits(context: Any, error: Waiting) -> Outcome:
+    from loop import review
+
+    place = _leave(context.store, "waiting")
+    return Outcome(5, "waiting", review.told(context) or str(error), place)
 
 
 def _failed(store: Store, config: Config, error: BaseException) -> Outcome:

@@ -7,8 +7,9 @@ driven what is counted must lie between what the round said before and what it s
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ from store import checkpoints
 from store.database import Store
 from store.errors import UserError
 from store.records import Message, Prompt
+from store.stages import REJUDGED
 
 MOST = 100
 """Problems named a check; the rest are counted."""
@@ -42,21 +44,22 @@ GROUP BY round_id, purpose, track
 """
 
 COUNT_JUDGEMENTS = """
-SELECT asked.round_id AS round, purpose, track, count(*) AS judged,
+SELECT asked.round_id AS round, purpose, track, judge, count(*) AS judged,
        sum(CASE WHEN status = 'ok' THEN 0 ELSE 1 END) AS unscored
 FROM judgement JOIN candidate ON candidate.id = judgement.candidate_id
 JOIN asked ON asked.id = candidate.asked_id
-GROUP BY asked.round_id, purpose, track
+GROUP BY asked.round_id, purpose, track, judge
 """
 
 COUNT_VERDICTS = """
-SELECT asked.round_id AS round, purpose, track, count(*) AS verdicts,
-       sum(CASE WHEN judge_model IS NULL THEN 0 ELSE coalesce(verdict.tokens, 0) END)
-           AS judge_tokens
+SELECT asked.round_id AS round, purpose, track, judge, count(*) AS verdicts,
+       sum(CASE WHEN cached THEN 0 ELSE coalesce(verdict.tokens, 0) END) AS judge_tokens,
+       sum(cost) AS cost
 FROM verdict JOIN candidate ON candidate.id = verdict.candidate_id
 JOIN asked ON asked.id = candidate.asked_id
-GROUP BY asked.round_id, purpose, track
+GROUP BY asked.round_id, purpose, track, judge, batch
 """
+"""By batch, because what a batch cost is rounded when it is written."""
 
 COUNT_EXAMPLES = """
 SELECT round_id AS round, purpose, track, count(*) AS examples
@@ -75,6 +78,11 @@ SELECT round_id AS round, purpose, track, reason, count(*) AS prompts
 FROM dropped JOIN asked ON asked.id = dropped.asked_id
 GROUP BY round_id, purpose, track, reason
 """
+
+COUNTS = (
+    *(COUNT_ASKED, COUNT_CANDIDATES, COUNT_JUDGEMENTS, COUNT_VERDICTS),
+    *(COUNT_EXAMPLES, COUNT_DROPPED, COUNT_REASONS),
+)
 
 # What must not be found.
 
@@ -260,8 +268,9 @@ def _keys(store: Store) -> Check:
 
 def _counts(store: Store) -> Check:
     before = store.rounds()
-    counted = _recounted(store)
+    found = [row for sql in COUNTS for row in store.query(sql)]
     after = {each.id: each for each in store.rounds()}
+    counted = _recounted(found, {id: each.counts for id, each in after.items()})
     problems, numbers = [], 0
     for each in before:
         said_after = after[each.id].counts if each.id in after else {}
@@ -283,23 +292,27 @@ def _counts(store: Store) -> Check:
     return Check("counts of rounds", numbers, tuple(problems))
 
 
-def _recounted(store: Store) -> dict[tuple[int, str], Counter[str]]:
-    """(round id, "purpose:track") -> how many rows of what there are."""
+def _recounted(
+    found: Iterable[Table], known: Mapping[Any, Table]
+) -> dict[tuple[int, str], Counter[str]]:
+    """(round id, "purpose:track") -> how many rows of what there are.
+
+    known: round id -> its counts, which say what another judge scored when the round was over.
+    """
     counted: dict[tuple[int, str], Counter[str]] = defaultdict(Counter)
-    for sql in (
-        COUNT_ASKED,
-        COUNT_CANDIDATES,
-        COUNT_JUDGEMENTS,
-        COUNT_VERDICTS,
-        COUNT_EXAMPLES,
-        COUNT_DROPPED,
-        COUNT_REASONS,
-    ):
-        for row in store.query(sql):
-            place = (row.pop("round"), f"{row.pop('purpose')}:{row.pop('track')}")
-            if "reason" in row:
-                row = {f"dropped {row['reason']}": row["prompts"]}
-            counted[place].update(row)
+    for row in found:
+        in_round, track = row.pop("round"), row.pop("track")
+        place = f"{row.pop('purpose')}:{track}"
+        if "reason" in row:
+            row = {f"dropped {row['reason']}": row["prompts"]}
+        if "cost" in row:
+            row["judge_micros"] = round(1e6 * (row.pop("cost") or 0.0))
+        if "judge" in row:
+            again = f"{REJUDGED}:{track}:{row.pop('judge')}"
+            if place == f"train:{track}" and again in known.get(in_round, {}):
+                place = again
+                row = {re.sub("^judge_", "rejudge_", what): n for what, n in row.items()}
+        counted[in_round, place].update(row)
     return counted
 
 
