@@ -2,7 +2,8 @@
 
 Only what every command needs is imported at the top, because `loop --help` must be quick.
 Exit codes: 0 done, 2 the user's mistake, 3 stopped by a rule, 4 a stage failed or a check found
-something wrong, 130 interrupted; 1 is a bug.
+something wrong, 5 waiting for a person, 130 interrupted; 1 is a bug, ours or, of `judges test`, of
+the judge.
 """
 
 from __future__ import annotations
@@ -21,12 +22,13 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
-from store.errors import UserError
+from store.errors import UserError, Waiting
 
 if TYPE_CHECKING:
+    from loop.review import Person
     from store.database import Store
 
-USER_ERROR, FAILED, INTERRUPTED = 2, 4, 130
+UNSOUND, USER_ERROR, FAILED, WAITING, INTERRUPTED = 1, 2, 4, 5, 130
 
 
 class Commands(TyperGroup):
@@ -38,6 +40,9 @@ class Commands(TyperGroup):
         except UserError as error:
             print(f"loop: {error}", file=sys.stderr)
             raise typer.Exit(USER_ERROR) from None
+        except Waiting as error:
+            print(f"loop: {error}", file=sys.stderr)
+            raise typer.Exit(WAITING) from None
         except KeyboardInterrupt:
             print("loop: interrupted", file=sys.stderr)
             raise typer.Exit(INTERRUPTED) from None
@@ -76,6 +81,9 @@ Checkpoint = Annotated[
     str, typer.Option(metavar="WHICH", help="best, base, given or the number of a round.")
 ]
 Model = Annotated[str | None, typer.Option(metavar="NAME", help="Of several; left out, the first.")]
+Track = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Of several; left out, all.", show_default=False)
+]
 RUNS = Path("runs")
 
 
@@ -198,6 +206,105 @@ def why(
 
 
 @app.command()
+def review(
+    given: RunArgument = None,
+    export: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.csv", help="Write what waits as a table.", show_default=False),
+    ] = None,
+    taken: Annotated[
+        Path | None,
+        typer.Option(
+            "--import", metavar="FILE.csv", help="Take its scores, all or none.", show_default=False
+        ),
+    ] = None,
+    runs: Runs = RUNS,
+) -> None:
+    """Judge the answers that wait for a person. Exit code 5 while some still do."""
+    from loop import review as reviewing
+    from loop import run
+    from loop.progress import Progress
+
+    if export is not None and taken is not None:
+        raise UserError("--export writes a table and --import takes one; choose one of them")
+    root, progress = run.find_run(given, runs), Progress(Console(stderr=True))
+    if export is not None:
+        _say(reviewing.export(root, export, progress))
+    elif taken is not None:
+        _say(reviewing.take(root, taken, progress))
+    elif reviewing.review(root, _person(), progress):
+        raise typer.Exit(WAITING)
+
+
+def _person() -> Person:
+    """Whoever types, or the file that stands in for them."""
+    from loop.review import Person
+
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")
+    return Person(read=input, write=print, again=sys.stdin.isatty())
+
+
+@app.command()
+def rejudge(
+    words: Annotated[
+        list[str], typer.Argument(metavar="[RUN] ROUND", help="A round that is over.")
+    ],
+    judge: Annotated[
+        str | None,
+        typer.Option(metavar="SPEC", help="As in judge.use.", show_default=False),
+    ] = None,
+    judge_config: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="TOML with a table [judge].", show_default=False),
+    ] = None,
+    sets: Sets = None,
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="WHOSE", help="As in judge.model.", show_default=False),
+    ] = None,
+    track: Track = None,
+    runs: Runs = RUNS,
+    as_json: Json = False,
+) -> None:
+    """Score a past round's answers with another judge, beside its own. Generates nothing."""
+    from loop import rejudge as rejudging
+    from loop import run
+    from loop.progress import Progress
+
+    given, number, more = rejudging.said(words)
+    if more:
+        raise UserError(f"rejudge takes [RUN] ROUND, found {' '.join(words)!r}")
+    wish = rejudging.Wish(number, judge, judge_config, sets or (), model, track)
+    root, progress = run.find_run(given, runs), Progress(Console(stderr=True))
+    _answer(rejudging.rejudge(root, wish, _person(), progress), rejudging.view, as_json)
+
+
+@app.command()
+def diff(
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[RUN] ROUND [JUDGE_A] [JUDGE_B]",
+            help="Judges as the store calls them, or how they begin.",
+        ),
+    ],
+    track: Track = None,
+    runs: Runs = RUNS,
+    as_json: Json = False,
+) -> None:
+    """Show which examples of a round would change with another judge's scores."""
+    from loop import diff as comparing
+    from loop import rejudge as rejudging
+
+    given, number, named = rejudging.said(words)
+    if len(named) > 2:
+        raise UserError(f"diff takes [RUN] ROUND and two judges, found {' '.join(words)!r}")
+    with _opened(given, runs) as store:
+        _answer(comparing.diff(store, number, named, track), comparing.view, as_json)
+
+
+@app.command()
 def compare(
     a: Annotated[str, typer.Argument(metavar="A", help="A run, a folder of runs or a recipe.")],
     b: Annotated[str, typer.Argument(metavar="B", help="Another.")],
@@ -288,12 +395,98 @@ def recipes(
         _answer(catalogue.recipes(), views.recipes, as_json)
 
 
+@judges.command("new")
+def new_judge(
+    name: Annotated[str, typer.Argument(help="A module's, as in kindness.")],
+    kind: Annotated[str, typer.Option(help="pointwise, pairwise or model.")] = "pointwise",
+) -> None:
+    """Write a judge of your own to begin from, and its test, into this folder."""
+    from loop import kit
+
+    files = kit.new(name, kind, Path())
+    _say(f"wrote {', '.join(file.name for file in files)}; next:")
+    for step in kit.next_steps(name, kind):
+        _say(f"  {step}")
+
+
+@judges.command("test")
+def try_judge(
+    judge: Annotated[str, typer.Argument(metavar="SPEC", help="As in judge.use.")],
+    sets: Sets = None,
+    as_json: Json = False,
+) -> None:
+    """Try a judge on what every judge has to keep to. Exit code 1 if it does not."""
+    from loop import kit
+
+    found = kit.test(kit.Wish(judge, sets or ()))
+    _answer(found, kit.view_of_test, as_json)
+    raise typer.Exit(0 if found["ok"] else UNSOUND)
+
+
+@judges.command("show")
+def show_judge(
+    judge: Annotated[str, typer.Argument(metavar="SPEC", help="As in judge.use.")],
+    sets: Sets = None,
+    run: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN", help="Left out, the newest.", show_default=False),
+    ] = None,
+    candidate: Annotated[
+        int | None,
+        typer.Option(metavar="ID", help="Of the run; left out, an example.", show_default=False),
+    ] = None,
+    runs: Runs = RUNS,
+    as_json: Json = False,
+) -> None:
+    """Print to the letter what a judge asks a model."""
+    from loop import kit
+
+    wish = kit.Wish(judge, sets or ())
+    if candidate is None:
+        if run is not None:
+            raise UserError("--run shows a stored answer: add --candidate ID")
+        _answer(kit.show(wish), kit.view_of_show, as_json)
+        return
+    with _opened(run, runs) as store:
+        _answer(kit.show(wish, store, candidate), kit.view_of_show, as_json)
+
+
 @judges.command("list")
 def list_judges(as_json: Json = False) -> None:
     """List the judges that installed packages offer, with their options."""
     from loop import catalogue, views
 
     _answer(catalogue.judges(), views.judges, as_json)
+
+
+@judges.command("train")
+def train_judge(
+    given: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")],
+    into: Annotated[Path, typer.Argument(metavar="INTO", help="A new folder.")],
+    rounds: Annotated[
+        list[int] | None,
+        typer.Option("--round", metavar="N", min=0, help="Pairs of this round; left out, of all."),
+    ] = None,
+    accepted: Annotated[
+        bool, typer.Option("--accepted", help="Only of rounds whose checkpoint was accepted.")
+    ] = False,
+    start: Annotated[
+        str | None,
+        typer.Option("--from", metavar="PATH", help="What to train; left out, the run's base."),
+    ] = None,
+    sets: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="As in learning_rate=3e-4."),
+    ] = None,
+    runs: Runs = RUNS,
+    as_json: Json = False,
+) -> None:
+    """Train a reward model on a run's preference pairs, for the judge `reward_model`."""
+    from loop import train_judge as training
+
+    wish = training.Wish(into, rounds or (), accepted, start, sets or ())
+    with _opened(given, runs) as store:
+        _answer(training.train(store, wish, Console(stderr=True)), training.view, as_json)
 
 
 @contextmanager
