@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: install start test test-slow figures losses lint clean
+.PHONY: install start test test-slow figures losses judges attacks server lint clean
 install: $(VENV)/installed
 
 start: install
@@ -26,6 +26,16 @@ figures: install
 losses: install
 	$(BIN)/python tests/benchmarks/losses.py runs/losses
 
+# How judges agree with the truth, about a quarter of an hour; who can be attacked; a failing server.
+judges: $(VENV)/installed-test
+	$(BIN)/python tests/benchmarks/judges.py runs/judges
+
+attacks: $(VENV)/installed-test
+	$(BIN)/python tests/benchmarks/attacks.py
+
+server: $(VENV)/installed-test
+	$(BIN)/python tests/benchmarks/judge_server.py
+
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -41,7 +51,7 @@ $(VENV)/bin/pip:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/installed: pyproject.toml | $(VENV)/bin/pip
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[peft]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[peft,server,math]'
 	@touch $@
 
 $(VENV)/installed-test: pyproject.toml | $(VENV)/bin/pip

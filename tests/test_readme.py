@@ -39,7 +39,13 @@ SELF_REWARDING = (
     *("warmup.trainer.epochs=4", "warmup.trainer.batch_size=32", "trainer.epochs=1"),
     "gate.patience=0",
 )
-OWN = {"self-rewarding": SELF_REWARDING, "mine.toml": ()}
+PERSON = (
+    'proposer.tasks=[{name="letter_counting",min_words=1,max_words=3}]',
+    *("evaluate.gate_prompts=32", "evaluate.test_prompts=32", "warmup.prompts=64"),
+    *("warmup.generator.n=1", "warmup.trainer.epochs=2", "warmup.trainer.batch_size=32"),
+    "trainer.epochs=1",
+)
+OWN = {"self-rewarding": SELF_REWARDING, "mine.toml": (), "person.toml": PERSON}
 """What makes small the runs whose command has one of these words."""
 BEGINS = re.compile(r"^loop start(?! runs/)[^&\n]*", re.M)
 
@@ -65,6 +71,11 @@ for _ in range(1200):
 INSTEAD = {
     "make start": ("loop start", "make would install everything again, from the network"),
     ". .venv/bin/activate": (":", "the environment of this test is the one that is meant"),
+    "pip install ./places-judge": (
+        "pip install --quiet --no-index --no-build-isolation --target installed ./places-judge; "
+        "export PYTHONPATH=$PWD/installed",
+        "the environment of this test stays as it is",
+    ),
     "sleep 60": ("python3 wait.py", "waits until the run trains, so that it is killed there"),
     "--set rounds=4": ("--set rounds=1", "one round shows as much as four"),
 }
