@@ -26,9 +26,10 @@ figures: install
 losses: install
 	$(BIN)/python tests/benchmarks/losses.py runs/losses
 
-# How judges agree with the truth, about a quarter of an hour; who can be attacked; a failing server.
+# How judges agree with the truth (trains a judge, half an hour), who can be attacked (5 minutes),
+# and judging through a server that fails (3 minutes).
 judges: $(VENV)/installed-test
-	$(BIN)/python tests/benchmarks/judges.py runs/judges
+	$(BIN)/python tests/benchmarks/agreement.py runs/judges
 
 attacks: $(VENV)/installed-test
 	$(BIN)/python tests/benchmarks/attacks.py
