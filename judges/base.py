@@ -17,7 +17,17 @@ from typing import Any, Literal
 from judges.asking import ask_all
 from judges.comparing import ComparingJudge, Shown
 from roles.protocols import Policy
-from store.records import Call, Candidate, Completion, Group, Judgement, Prompt, Status, Verdict
+from store.records import (
+    ALONE,
+    Call,
+    Candidate,
+    Completion,
+    Group,
+    Judgement,
+    Prompt,
+    Status,
+    Verdict,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +71,9 @@ class PointwiseJudge(ABC):
         The verdict's raw text is the Opinion's, or else the repr of what was returned.
         """
 
-    def judge(self, groups: Sequence[Group], policy: Policy | None, call: Call) -> list[Judgement]:
+    def judge(
+        self, groups: Sequence[Group], policy: Policy | None = None, call: Call = ALONE
+    ) -> list[Judgement]:
         asked = [(group.prompt, one) for group in groups for one in group.candidates]
         answers = ask_all(
             [_timed(self.score, prompt, one, policy, call) for prompt, one in asked],

@@ -16,7 +16,7 @@ from typing import ClassVar, Literal, NamedTuple
 
 from judges.model_judge import without_score
 from roles.protocols import Policy
-from store.records import Call, Candidate, Group, Judgement, Prompt, Status, Verdict
+from store.records import ALONE, Call, Candidate, Group, Judgement, Prompt, Status, Verdict
 
 Scoring = Literal["share_won", "bradley_terry"]
 Pair = tuple[int, int]
@@ -114,7 +114,9 @@ class ComparingJudge(ABC):
         """What the comparisons heard so far count, for each board."""
         return [board.wins() for board in boards]
 
-    def judge(self, groups: Sequence[Group], policy: Policy | None, call: Call) -> list[Judgement]:
+    def judge(
+        self, groups: Sequence[Group], policy: Policy | None = None, call: Call = ALONE
+    ) -> list[Judgement]:
         """The comparisons of all groups that can be made at once are one call of `compare`."""
         boards = [Board(group, self.comparisons, self.by_text, call) for group in groups]
         while drawn := [

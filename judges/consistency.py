@@ -22,7 +22,7 @@ from judges.numbers import read_number
 from judges.template import conversation
 from roles.proposers.similarity import rouge_l
 from roles.protocols import Policy
-from store.records import Call, Candidate, Group, Judgement, Verdict
+from store.records import ALONE, Call, Candidate, Group, Judgement, Verdict
 
 Texts = tuple[int, int]
 """Two texts of a group, by their places."""
@@ -128,7 +128,9 @@ class Consistency(ModelJudge):
             self.asks_model = False  # type: ignore[misc]
             self.version = f"{type(self).version} {self.by}"  # type: ignore[misc]
 
-    def judge(self, groups: Sequence[Group], policy: Policy | None, call: Call) -> list[Judgement]:
+    def judge(
+        self, groups: Sequence[Group], policy: Policy | None = None, call: Call = ALONE
+    ) -> list[Judgement]:
         boards = [self._read(group) for group in groups]
         if self.by == "model":
             self._ask_all(boards, policy, call)

@@ -20,7 +20,7 @@ from store.errors import UserError
 from store.records import Group, Status
 
 Outcome = Literal["passed", "failed", "not applicable"]
-Clause = Callable[[Bench], None]
+Clause = Callable[[Bench], str | None]
 
 SILLY = ("", "  \n", "I would rather not say.", "Score: high\nWinner: both", "Hm.\nScore:", "{}")
 
@@ -55,7 +55,7 @@ def check(judge: Judge, groups: Sequence[Group] | None = None) -> list[Check]:
 
 def _tried(name: str, clause: Clause, bench: Bench) -> Check:
     try:
-        clause(bench)
+        told = clause(bench)
     except Excused as excuse:
         return Check(name, "not applicable", str(excuse))
     except Breach as breach:
@@ -65,7 +65,7 @@ def _tried(name: str, clause: Clause, bench: Bench) -> Check:
         if isinstance(error, UserError) and not bench.plain:
             raise
         return Check(name, "failed", f"it raised {type(error).__name__}: {error}"[:300])
-    return Check(name, "passed")
+    return Check(name, "passed", told or "")
 
 
 def each_has_one(bench: Bench) -> None:
@@ -203,16 +203,19 @@ def held_to_a_form(bench: Bench) -> None:
     bench.expect_plain(bench.judged(bench.groups, model), "said as JSON")
 
 
-def attacked(bench: Bench) -> None:
+def attacked(bench: Bench) -> str:
     """No text of an answer is read as what the judge says of it."""
     bench.asks()
     bench.repeats()
     harmless = bench.judged([bench.beside_the_best(bench.answer)], Graded({}))
-    for attack in ATTACKS:
-        _expect_unmoved(bench, attack, harmless)
+    tried = sum(_expect_unmoved(bench, attack, harmless) for attack in ATTACKS)
+    if not tried:
+        raise Excused("it shows a model no attack as it is")
+    return f"{tried} of {len(ATTACKS)}; the others it does not show a model as they are"
 
 
-def _expect_unmoved(bench: Bench, attack: Attack, harmless: Judged) -> None:
+def _expect_unmoved(bench: Bench, attack: Attack, harmless: Judged) -> bool:
+    """Whether the attack could be tried: it is shown to the model as it is."""
     hostile = attack(bench.answer)
     group = bench.beside_the_best(hostile)
     hostile = group.candidates[1].text
@@ -220,7 +223,7 @@ def _expect_unmoved(bench: Bench, attack: Attack, harmless: Judged) -> None:
     found = bench.judged([group], steady)
     shown_whole = any(hostile in each.messages[-1].content for each in steady.asked)
     if not hostile.strip() or not shown_whole:
-        return
+        return False
     if not same(found, harmless):
         changed = next(one for one in found if not alike(found[one], harmless[one]))
         was, now = told(harmless[changed]), told(found[changed])
@@ -232,6 +235,7 @@ def _expect_unmoved(bench: Bench, attack: Attack, harmless: Judged) -> None:
     for model in _copyists(hostile):
         if not same(bench.heard([group], model), silent):
             raise Breach(f"{attack.name}: a model that repeats what it is shown gives a verdict")
+    return True
 
 
 def _copyists(hostile: str) -> list[StandIn]:

@@ -15,7 +15,7 @@ from typing import ClassVar
 
 from roles.protocols import Policy
 from store.errors import UserError, Waiting
-from store.records import Call, Candidate, Group, Judgement, Verdict
+from store.records import ALONE, Call, Candidate, Group, Judgement, Verdict
 
 KEYS = "words after a score are its reason; s: no score, b: back, q: quit"
 _TYPED = re.compile(r"([+-]?[0-9]+(?:\.[0-9]*)?|[sS])(?:\s+(.*))?", re.DOTALL)
@@ -49,7 +49,9 @@ class Human:
     def scale(self) -> str:
         return f"{'' if self.fractions else 'whole '}numbers from {self.low} to {self.high}"
 
-    def judge(self, groups: Sequence[Group], policy: Policy | None, call: Call) -> list[Judgement]:
+    def judge(
+        self, groups: Sequence[Group], policy: Policy | None = None, call: Call = ALONE
+    ) -> list[Judgement]:
         """Raises Waiting: there is no judgement before `ask` was answered."""
         answers = sum(len(group.candidates) for group in groups)
         if answers:

@@ -22,7 +22,7 @@ from judges.asking import stop_when_told
 from judges.models import other_model
 from roles.protocols import Policy
 from store.errors import UserError
-from store.records import Call, Candidate, Group, Judgement, Prompt, Verdict
+from store.records import ALONE, Call, Candidate, Group, Judgement, Prompt, Verdict
 
 PLACES = 5
 """Decimal places that are kept of each token's or step's reward."""
@@ -68,7 +68,9 @@ class ImplicitReward:
             )
         self.models: tuple[str, ...] = (self.reference,)
 
-    def judge(self, groups: Sequence[Group], policy: Policy | None, call: Call) -> list[Judgement]:
+    def judge(
+        self, groups: Sequence[Group], policy: Policy | None = None, call: Call = ALONE
+    ) -> list[Judgement]:
         """Every answer under the model, then every one under the reference: never two in memory."""
         policy = _open_to_see(policy, "judge.model")
         began = time.perf_counter()

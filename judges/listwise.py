@@ -15,7 +15,7 @@ from judges.model_judge import ModelJudge, told, verdict, without_score
 from judges.template import Template
 from roles.protocols import Policy
 from store.errors import UserError
-from store.records import Call, Candidate, Group, Judgement, Prompt, Reply, Verdict
+from store.records import ALONE, Call, Candidate, Group, Judgement, Prompt, Reply, Verdict
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,8 @@ class Listwise(ModelJudge):
 
     A candidate's score is the mean, over the orders, of the share of the others that it is ranked
     above (its Borda count, normalised to [0, 1]); their variance is kept. Every second order is
-    the one before it backwards, so a model that goes by the place alone gives everyone 0.5.
+    the one before it backwards, so with an even number of orders a model that goes by the place
+    alone gives everyone 0.5.
     Answers that read the same are shown once and get one score; a group of nothing else abstains.
 
     A ranking is one reply and is kept as a verdict of each candidate, with the candidate's own
@@ -54,7 +55,8 @@ class Listwise(ModelJudge):
 
     prompt_path: a text of your own with {question} and {answers}; {letters} becomes the letters to
     rank, {reference} the right answer.
-    orders, min_orders: rankings asked of each group, and how many must be readable.
+    orders, min_orders: rankings asked of each group, and how many must be readable; None is all,
+    as one order alone would score places.
     most: candidates that a group may have. A longer one is refused, as models lose track of long
     lists: for these take `pairwise` with a budget of comparisons.
     require_justification: whether something must stand before the ranking.
@@ -63,12 +65,12 @@ class Listwise(ModelJudge):
     version: ClassVar[str] = "1"
 
     orders: Annotated[int, Field(ge=1)] = 2
-    min_orders: Annotated[int, Field(ge=1)] = 1
+    min_orders: Annotated[int, Field(ge=1)] | None = None
     most: Annotated[int, Field(ge=2, le=len(LETTERS))] = 8
     require_justification: bool = True
 
     def __post_init__(self) -> None:
-        if self.min_orders > self.orders:
+        if (self.min_orders or 0) > self.orders:
             raise UserError(
                 f"judge 'listwise' has {self.orders} orders and min_orders wants {self.min_orders}"
             )
@@ -76,7 +78,9 @@ class Listwise(ModelJudge):
             "listwise", ("question", "answers"), ("reference", "letters")
         )
 
-    def judge(self, groups: Sequence[Group], policy: Policy | None, call: Call) -> list[Judgement]:
+    def judge(
+        self, groups: Sequence[Group], policy: Policy | None = None, call: Call = ALONE
+    ) -> list[Judgement]:
         """Every order of every group, asked in one call."""
         lineups = [self._lineups(group, call) for group in groups]
         asked = [each for own in lineups for each in own]
@@ -145,7 +149,7 @@ class Listwise(ModelJudge):
         self, candidate: Candidate, reason: str | None, verdicts: tuple[Verdict, ...]
     ) -> Judgement:
         values = [each.value for each in verdicts if each.value is not None]
-        enough = len(values) >= self.min_orders
+        enough = len(values) >= (self.min_orders or self.orders)
         return Judgement(
             candidate_id=candidate.id,
             score=fmean(values) if enough else None,

@@ -19,7 +19,7 @@ from judges.rubric import Grader
 from judges.template import Template, conversation
 from roles.proposers.similarity import rouge_l
 from roles.protocols import Policy
-from store.records import Call, Candidate, Group, Judgement, Prompt, Verdict
+from store.records import ALONE, Call, Candidate, Group, Judgement, Prompt, Verdict
 
 
 class _Pair(NamedTuple):
@@ -56,7 +56,9 @@ class Mbr(Grader):
     def _template(self) -> Template:
         return self.take_template("mbr", ("question", "answer", "reference"))
 
-    def judge(self, groups: Sequence[Group], policy: Policy | None, call: Call) -> list[Judgement]:
+    def judge(
+        self, groups: Sequence[Group], policy: Policy | None = None, call: Call = ALONE
+    ) -> list[Judgement]:
         pairs = [
             _Pair(group.prompt, one, other)
             for group in groups

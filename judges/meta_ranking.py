@@ -23,7 +23,7 @@ from judges.template import conversation
 from roles.proposers.rows import read_rows
 from roles.protocols import Policy
 from store.errors import UserError
-from store.records import Call, Candidate, Group, Judgement, Prompt, Reply, Verdict
+from store.records import ALONE, Call, Candidate, Group, Judgement, Prompt, Reply, Verdict
 
 LABELS: dict[Any, bool] = {True: True, False: False, "right": True, "wrong": False}
 
@@ -115,7 +115,9 @@ class MetaRanking(ModelJudge):
                 f'{"right" if True in kinds else "wrong"}; mix them, or set draw = "seed"'
             )
 
-    def judge(self, groups: Sequence[Group], policy: Policy | None, call: Call) -> list[Judgement]:
+    def judge(
+        self, groups: Sequence[Group], policy: Policy | None = None, call: Call = ALONE
+    ) -> list[Judgement]:
         """Every comparison of every candidate, in both orders, asked in one call."""
         made = [
             each

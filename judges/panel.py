@@ -19,7 +19,7 @@ from judges.models import Models, other_model
 from roles import plugins
 from roles.protocols import Judge, Policy
 from store.errors import UserError
-from store.records import Call, Group, Judgement, Status, Verdict
+from store.records import ALONE, Call, Group, Judgement, Status, Verdict
 
 Combine = Literal["mean", "median", "majority", "veto"]
 Scale = Literal["none", "rank", "z"]
@@ -97,7 +97,9 @@ class Panel:
             if (close := getattr(each.judge, "close", None)) is not None:
                 close()
 
-    def judge(self, groups: Sequence[Group], policy: Policy | None, call: Call) -> list[Judgement]:
+    def judge(
+        self, groups: Sequence[Group], policy: Policy | None = None, call: Call = ALONE
+    ) -> list[Judgement]:
         said = {
             each.name: self._asked(place, each, groups, policy, call)
             for place, each in enumerate(self.members)
@@ -168,7 +170,9 @@ class Panel:
             status=status,
             reason=_words(said, differ=len(set(values)) > 1),
             variance=pvariance(values) if score is not None and len(values) > 1 else None,
-            verdicts=tuple(_of(name, each) for name, one in said.items() for each in one.verdicts),
+            verdicts=tuple(
+                _of(member, each) for member in self.members for each in said[member.name].verdicts
+            ),
         )
 
 
@@ -255,10 +259,10 @@ def _median(values: Sequence[float], weights: Sequence[float]) -> float:
     pairs = sorted(zip(values, weights, strict=True))
     for place, (value, weight) in enumerate(pairs):
         below += weight
+        if isclose(below, half):
+            return (value + pairs[place + 1][0]) / 2
         if below > half:
             return value
-        if below == half:
-            return (value + pairs[place + 1][0]) / 2
     return pairs[-1][0]
 
 
@@ -274,6 +278,7 @@ def _words(said: Mapping[str, Judgement], *, differ: bool) -> str | None:
     )
 
 
-def _of(name: str, said: Verdict) -> Verdict:
+def _of(member: Member, said: Verdict) -> Verdict:
     """A verdict with whose it is: of a panel in a panel, a path."""
-    return replace(said, member=name if said.member is None else f"{name}/{said.member}")
+    name = member.name if said.member is None else f"{member.name}/{said.member}"
+    return replace(said, member=name, judge_model=said.judge_model or member.model)

@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from store.errors import UserError
 from store.records import Prompt, Reply
@@ -110,17 +110,20 @@ class Reading:
                 "around the number"
             )
 
+    field: ClassVar[str] = "score"
+    """What the conclusion is called in JSON."""
+
     @property
     def schema(self) -> dict[str, Any]:
         """What a server that can be held to a form is asked for: the justification first."""
-        return object_schema(score={"type": "number" if self.fractions else "integer"})
+        return object_schema(**{self.field: {"type": "number" if self.fractions else "integer"}})
 
     def read(self, said: Reply, prompt: Prompt) -> tuple[float | None, str]:
         """The score, or None and in words why there is none."""
         if (why := unreadable(said)) is not None:
             return None, why
         if said.structured:
-            found, why = field_of(said, "score", prompt)
+            found, why = field_of(said, self.field, prompt)
             return (None, why) if found is None else self._within(str(found))
         lines = [line for each in said.text.splitlines() if (line := each.strip())]
         value, why = self._score(lines[-1])

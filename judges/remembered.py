@@ -62,7 +62,7 @@ class Remembered:
         known = self._memory.find(list(places))
         left = [(key, *place) for key, place in places.items() if key not in known]
         fresh = self._ask(left, questions, sampling, seeds, call, schema)
-        return [
+        replies = [
             [
                 replace(known[key], seed=seed)
                 if key in known
@@ -71,6 +71,11 @@ class Remembered:
             ]
             for n, (own, its_seeds) in enumerate(zip(keys, seeds, strict=True))
         ]
+        if keep is not None:
+            for n, told in enumerate(replies):
+                for vote, reply in enumerate(told):
+                    keep(n, vote, reply)
+        return replies
 
     def _ask(
         self,
@@ -127,6 +132,6 @@ class Remembered:
 
 def _told(reply: Reply, *, first: bool) -> Reply:
     """A reply that several questions of one call share: the first of them has paid for it."""
-    if first or reply.status != "ok":
+    if first:
         return reply
     return replace(reply, cached=True, seconds=0.0, cost=None if reply.cost is None else 0.0)

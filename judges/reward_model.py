@@ -15,7 +15,7 @@ from pydantic import Field
 
 from roles.policy.devices import Device
 from roles.protocols import Policy
-from store.records import Call, Candidate, Group, Judgement, Message, Prompt, Verdict
+from store.records import ALONE, Call, Candidate, Group, Judgement, Message, Prompt, Verdict
 
 
 class RewardModel:
@@ -48,7 +48,9 @@ class RewardModel:
         self.model = SequenceScores(path, label, dtype, device)
         self.version = f"{type(self).version} {self.model.digest[:12]} label {self.model.label}"
 
-    def judge(self, groups: Sequence[Group], policy: Policy | None, call: Call) -> list[Judgement]:
+    def judge(
+        self, groups: Sequence[Group], policy: Policy | None = None, call: Call = ALONE
+    ) -> list[Judgement]:
         """Every answer in batches of like length; the policy is not asked."""
         judged = [(group.prompt, one) for group in groups for one in group.candidates]
         read = {one.id: self.model.ids(prompt, one.text) for prompt, one in judged}

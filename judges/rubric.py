@@ -26,7 +26,7 @@ from judges.reading import SCORE_LINE, Reading, object_schema
 from judges.template import Template
 from roles.protocols import Policy
 from store.errors import UserError
-from store.records import STRICT, Call, Candidate, Group, Judgement, Prompt, Reply
+from store.records import ALONE, STRICT, Call, Candidate, Group, Judgement, Prompt, Reply
 
 HOLDS_LINE = (
     r"[*_]{0,3}holds?[*_]{0,3}:[*_]{0,3}\s*(none|[0-9]+(?:\s*,\s*[0-9]+)*)[*_]{0,3}\.?[*_]{0,3}"
@@ -51,13 +51,16 @@ _Listed = Annotated[
 class Checklist(Reading):
     """How the criteria that hold are read: their numbers, on the last line; worth their weights."""
 
+    field: ClassVar[str] = "holds"
+
     weights: tuple[float, ...]
 
     @property
     def schema(self) -> dict[str, Any]:
         number = {"type": "integer", "minimum": 1, "maximum": len(self.weights)}
         says = "the numbers of the criteria that hold"
-        return object_schema(score={"type": "array", "items": number, "description": says})
+        held = {"type": "array", "items": number, "description": says}
+        return object_schema(**{self.field: held})
 
     def _within(self, written: str) -> tuple[float | None, str]:
         listed = written.strip("[]")
@@ -106,7 +109,9 @@ class Grader(ModelJudge, ABC):
     def _template(self) -> Template:
         """The text to ask, taken when the reading is made and may yet be replaced."""
 
-    def judge(self, groups: Sequence[Group], policy: Policy | None, call: Call) -> list[Judgement]:
+    def judge(
+        self, groups: Sequence[Group], policy: Policy | None = None, call: Call = ALONE
+    ) -> list[Judgement]:
         """Every vote on every candidate, asked in one call."""
         judged = [(group.prompt, one) for group in groups for one in group.candidates]
         questions = [rubric_prompt(self.template, asked, one.text) for asked, one in judged]

@@ -9,7 +9,7 @@ from typing import Any, cast
 from judges.models import Models
 from judges.remembered import Remembered
 from loop.context import Context
-from loop.settings import Config, Role
+from loop.settings import Config, Role, digest
 from roles.protocols import Policy
 from store import checkpoints
 from store.errors import UserError
@@ -31,11 +31,6 @@ def check_model(config: Config, judge: str, name: str) -> None:
         raise UserError(f"judge {judge!r} asks the model {name!r}; there are: {there}{hint}")
 
 
-def is_frozen(name: str) -> bool:
-    """Whether a model is one that the run does not improve."""
-    return name.startswith(("checkpoint:", "server:"))
-
-
 @dataclass(frozen=True)
 class Asking:
     """Where a judge is asked: of which run, about which model and which checkpoint under test."""
@@ -43,6 +38,8 @@ class Asking:
     context: Context
     model: str
     tested: Checkpoint | None
+    fresh: bool = False
+    """Whether nothing is remembered: of anchors one wants to know what the model says now."""
 
     def judging(self, role: Role, version: str) -> tuple[Models, str | None]:
         """The model that the judge asks, with the way to others, and what it is called."""
@@ -61,7 +58,7 @@ class Asking:
         else:
             model = _Opened(lambda: self.context.policy(self._checkpoint(name)))
         when = self.context.config.cache.when
-        if when == "never" or (when == "server" and kind != "server"):
+        if self.fresh or when == "never" or (when == "server" and kind != "server"):
             return model
         return Remembered(model, self._digest(name), version, self.context.memory)
 
@@ -82,8 +79,12 @@ class Asking:
         return str(self._checkpoint(name).path)
 
     def _digest(self, name: str) -> str:
-        """What tells models apart in all runs: a path may hold other weights tomorrow."""
-        return self._identity(name) if name.startswith("server:") else self._checkpoint(name).digest
+        """What tells models apart in all runs: a path may hold other weights tomorrow, and what
+        else goes into a server's requests may change every reply."""
+        kind, _, of = name.partition(":")
+        if kind != "server":
+            return self._checkpoint(name).digest
+        return f"{self._identity(name)} {digest(self.context.config.server[of].extra)[:12]}"
 
 
 class _Opened:

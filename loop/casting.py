@@ -8,8 +8,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from loop.asked import check_model, is_frozen
-from loop.settings import Command, Config, Model, Role
+from loop.asked import check_model
+from loop.settings import Command, Config, Model, Role, is_frozen
 from roles import plugins
 from store import checkpoints
 from store.errors import UserError

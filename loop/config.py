@@ -47,7 +47,7 @@ def read(file: Path | None = None, recipe: str | None = None, sets: Sequence[str
         tables = merge(tables, _parse(recipe_path(recipe)))
     if file is not None:
         tables = merge(tables, _parse(file))
-    for assignment in sets:
+    for assignment in use_first(sets):
         tables = merge(tables, assigned(assignment))
     config = validate(expand(tables))
     if config.warmup is None:
@@ -60,7 +60,7 @@ def read(file: Path | None = None, recipe: str | None = None, sets: Sequence[str
 def change(config: Config, sets: Sequence[str]) -> Config:
     """An expanded configuration with settings named as in a file changed. Raises UserError."""
     tables: Tables = config.model_dump(mode="json")
-    for assignment in sets:
+    for assignment in use_first(sets):
         said = assigned(assignment)
         top = next(iter(said))
         if top not in USER_KEYS:
@@ -271,6 +271,16 @@ def _resolved(tables: Any, base: Path, place: tuple[str, ...] = ()) -> Any:
     named = key in DATA and re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", tables)
     of_hub = of_model or (named and Path(tables).suffix.lower() not in FILES)
     return tables if of_hub and not path.exists() else str(path)
+
+
+def use_first(sets: Sequence[str]) -> list[str]:
+    """What is used before its options: the other way round it would clear them away."""
+
+    def names_a_part(assignment: str) -> bool:
+        key = assignment.partition("=")[0].strip().rpartition(".")[2]
+        return key == "use" or key in SPELLED
+
+    return sorted(sets, key=lambda each: not names_a_part(each))
 
 
 def assigned(assignment: str) -> Tables:

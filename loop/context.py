@@ -138,10 +138,12 @@ class Context:
 
     def spent(self) -> bool:
         """Whether the budget is used up."""
-        limit, cost = self.config.budget.generated_tokens, self.config.budget.cost
-        if 0 < limit <= self.store.generated_tokens():
-            return True
-        return 0 < cost <= self.store.judge_cost()
+        limit = self.config.budget.generated_tokens
+        return 0 < limit <= self.store.generated_tokens() or self.overpaid()
+
+    def overpaid(self) -> bool:
+        """Whether judges have cost what they may."""
+        return 0 < self.config.budget.cost <= self.store.judge_cost()
 
 
 @dataclass

@@ -121,6 +121,18 @@ def first(checkpoint: Checkpoint, incumbent: Checkpoint) -> Decision:
     )
 
 
+def alarmed(checkpoint: Checkpoint, incumbent: Checkpoint, reason: str) -> Decision:
+    """What a judge taught that is known to be bad replaces nothing."""
+    return Decision(
+        model=checkpoint.model,
+        checkpoint_id=checkpoint.id,
+        incumbent_id=incumbent.id,
+        decision="reject",
+        rule="alarm",
+        reason=reason,
+    )
+
+
 def status_after(rule: Gate, decision: Decision) -> CheckpointStatus:
     """What becomes of the checkpoint that was decided on."""
     if decision.rule == "diverged":
@@ -142,7 +154,7 @@ def ending(store: Store, config: Config) -> Decision | None:
         return Decision(decision="stop", rule="budget", reason=reason)
     cost, most = store.judge_cost(), config.budget.cost
     if rounds and 0 < most <= cost and not _complete(rounds, config):
-        reason = f"judges cost {cost:.2f}; budget.cost is {most:g}"
+        reason = f"judges cost {cost:.4g}; budget.cost is {most:g}"
         return Decision(decision="stop", rule="cost", reason=reason)
     if not rounds or rounds[-1].status == "running":
         return None

@@ -269,6 +269,8 @@ def _compare(
     context: Context, round: Round, checkpoint: Checkpoint, incumbent: Checkpoint
 ) -> Decision:
     store, config = context.store, context.config
+    if (rang := health.stopping(store, config)) is not None:
+        return rules.alarmed(checkpoint, incumbent, rang)
     seed = context.call(round, checkpoint.model, "gate").seed_for("bootstrap")
     measured = checkpoint.status != "diverged"
     new, old = (

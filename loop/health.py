@@ -59,7 +59,8 @@ def refuse_unscored(
 def _replies(lost: Sequence[Judgement]) -> Iterator[str]:
     """What was said where no score came out, and why none did."""
     for each in lost[:SHOWN]:
-        raw = next((said.raw for said in each.verdicts if said.status != "ok"), "")
+        said = [one for one in each.verdicts if one.status != "ok"] or each.verdicts
+        raw = said[0].raw if said else ""
         written = repr(raw if len(raw) <= LONGEST else raw[:LONGEST] + "…")
         yield f"{written} ({each.reason or each.status})"
 
@@ -94,7 +95,7 @@ def measured(store: Store, rows: Rows, judge: str) -> Iterator[Health]:
         yield from _spread([row["score"] for row in scored])
         yield from _length(scored)
     yield from _votes(store.votes(*rows.key, judge))
-    yield from _flips(store.comparisons(*rows.key, judge))
+    yield from _flips(store.comparisons(*rows.key, judge), store.turned(*rows.key, judge))
     cost = store.judged_cost(*rows.key, judge)
     for metric in ("seconds", "tokens", "cost", "cached"):
         if cost[metric] is not None:
@@ -102,14 +103,16 @@ def measured(store: Store, rows: Rows, judge: str) -> Iterator[Health]:
 
 
 def _spread(scores: Sequence[float]) -> Iterator[Health]:
-    """The mean score, the share of the commonest, and the entropy of all in nats."""
+    """The mean score, the share of the commonest, and the entropy of their histogram in nats."""
     counted = Counter(scores)
     n = len(scores)
     yield Health(metric="score", value=math.fsum(scores) / n, n=n)
     yield Health(metric="modal", value=max(counted.values()) / n, n=n)
-    entropy = -math.fsum(times / n * math.log(times / n) for times in counted.values())
-    histogram = {f"{low:g}": times for low, times in _histogram(counted)}
-    yield Health(metric="entropy", value=max(0.0, entropy), n=n, detail=histogram)
+    histogram: Counter[str] = Counter()
+    for low, times in _histogram(counted):
+        histogram[f"{low:g}"] += times
+    entropy = -math.fsum(times / n * math.log(times / n) for times in histogram.values())
+    yield Health(metric="entropy", value=max(0.0, entropy), n=n, detail=dict(histogram))
 
 
 def _histogram(counted: Mapping[float, int]) -> list[tuple[float, int]]:
@@ -150,20 +153,30 @@ def _votes(votes: Iterable[Mapping[str, Any]]) -> Iterator[Health]:
     """The share of pairs of votes on one answer that agree."""
     by_candidate = defaultdict(list)
     for row in votes:
-        by_candidate[row["candidate"]].append(row["value"])
+        by_candidate[row["candidate"], row["member"]].append(row["value"])
     alike = [one == other for own in by_candidate.values() for one, other in combinations(own, 2)]
     if alike:
         yield Health(metric="votes", value=sum(alike) / len(alike), n=len(alike))
 
 
-def _flips(shown: Iterable[Mapping[str, Any]]) -> Iterator[Health]:
-    """Of the comparisons heard in both orders, the share in which the same place won twice."""
+def _flips(
+    shown: Iterable[Mapping[str, Any]], turned: Iterable[Mapping[str, Any]]
+) -> Iterator[Health]:
+    """Of the comparisons heard in both orders, the share that turned with the order.
+
+    shown: of two candidates; the value says whether the one shown first won. turned: of a candidate
+    with something else, in either order; the value says whether the candidate won.
+    """
     won = {(row["member"], row["first"], row["second"]): row["value"] for row in shown}
     twice = [
         value == won[member, second, first]
         for (member, first, second), value in won.items()
         if first < second and (member, second, first) in won
     ]
+    both = defaultdict(list)
+    for row in turned:
+        both[row["member"], row["candidate"], row["vote"]].append(row["value"])
+    twice += [own[0] != own[1] for own in both.values() if len(own) == 2]
     if twice:
         yield Health(metric="flips", value=sum(twice) / len(twice), n=len(twice))
 
@@ -173,16 +186,16 @@ def _flips(shown: Iterable[Mapping[str, Any]]) -> Iterator[Health]:
 
 def rung(alarms: Alarms, found: Sequence[Health]) -> Iterator[tuple[Bell, str]]:
     """The alarms that these numbers ring, each with what is wrong."""
-    of = {each.metric: each for each in found}
-    for bell, bound, sentence, least in (
-        ("unscored", alarms.max_unscored, "gave {value:.0%} of {n:,} answers no score", 1),
-        ("modal", alarms.max_modal, "gave {value:.0%} of {n:,} answers one score", 2),
-        ("flips", alarms.max_flips, "turned {value:.0%} of {n:,} comparisons with the order", 20),
-        ("length", alarms.max_length, "goes by length: correlation {value:+.2f} ({n:,})", 20),
-        ("drift", alarms.max_drift, "moved its scores of {n:,} anchors by {value:.0%}", 2),
+    of = {each.metric: each for each in found if each.metric == "unscored" or each.n >= LEAST}
+    for bell, bound, sentence in (
+        ("unscored", alarms.max_unscored, "gave {value:.0%} of {n:,} answers no score"),
+        ("modal", alarms.max_modal, "gave {value:.0%} of {n:,} answers one score"),
+        ("flips", alarms.max_flips, "turned {value:.0%} of {n:,} comparisons with the order"),
+        ("length", alarms.max_length, "goes by length: correlation {value:+.2f} ({n:,})"),
+        ("drift", alarms.max_drift, "moved its scores of {n:,} anchors by {value:.0%}"),
     ):
         one = of.get(bell)
-        if one is not None and one.n >= least and abs(one.value) > bound:
+        if one is not None and abs(one.value) > bound:
             said = sentence.format(value=one.value, n=one.n)
             yield cast(Bell, bell), f"{said}; alarms.max_{bell} is {bound:g}"
     for bell, bound, sentence in (
@@ -191,11 +204,11 @@ def rung(alarms: Alarms, found: Sequence[Health]) -> Iterator[tuple[Bell, str]]:
             alarms.min_votes,
             "contradicts itself: {value:.0%} of {n:,} pairs of votes agree",
         ),
-        ("kappa", alarms.min_kappa, "has Cohen's kappa {value:.2f} on {n:,} anchors"),
-        ("agreement", alarms.min_agreement, "agrees with {value:.2f} of {n:,} anchors at best"),
+        ("kappa", alarms.min_kappa, "has a Cohen's kappa of {value:.2f} at best on {n:,} anchors"),
+        ("agreement", alarms.min_agreement, "agrees with {n:,} anchors by {value:.2f} at best"),
     ):
         one = of.get(bell)
-        if one is not None and one.n >= LEAST and one.value < bound:
+        if one is not None and one.value < bound:
             said = sentence.format(value=one.value, n=one.n)
             yield cast(Bell, bell), f"{said}; alarms.min_{bell} is {bound:g}"
 
@@ -205,8 +218,9 @@ def anchored(measured: Iterable[Evaluation]) -> list[Health]:
     found = []
     for each in measured:
         if each.suite == "judge" and each.metric in get_args(Bell):
-            # The upper bound: an alarm is for what is surely bad.
-            value = each.value if each.high is None or each.metric == "drift" else each.high
+            # The end of the interval that speaks for the judge: an alarm is for what is surely bad.
+            sure = each.low if each.metric == "unscored" else each.high
+            value = each.value if sure is None else sure
             found.append(Health(metric=each.metric, value=value, n=each.n))
     return found
 

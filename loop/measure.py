@@ -128,11 +128,12 @@ def _mean_of(orders: Sequence[tuple[int, int]], *, ties: float) -> float | None:
 def _kappa(orders: Sequence[tuple[int, int]]) -> float:
     """Cohen's kappa, (p_o - p_e) / (1 - p_e). Source: Cohen (1960).
 
-    Where both say the same one thing of everything there is no chance to correct for: 0.
+    Each pair counts both ways round, as none of its two orders is the right one.
     """
-    n = len(orders)
-    observed = sum(real == said for real, said in orders) / n
-    real, said = (Counter(side) for side in zip(*orders, strict=True))
+    both = [*orders, *((-real, -said) for real, said in orders)]
+    n = len(both)
+    observed = sum(real == said for real, said in both) / n
+    real, said = (Counter(side) for side in zip(*both, strict=True))
     chance = sum(real[which] * said[which] for which in (-1, 0, 1)) / n**2
     return (observed - chance) / (1 - chance) if chance < 1 else 0.0
 
@@ -146,6 +147,7 @@ def _bootstrapped_kappa(
     for place, orders in enumerate(by_prompt):
         for real, said in orders:
             counts[place, real + 1, said + 1] += 1
+            counts[place, 1 - real, 1 - said] += 1
     random = numpy.random.default_rng(seed)
     drawn = random.integers(0, len(counts), (RESAMPLES, len(counts)))
     weights = numpy.stack([numpy.bincount(each, minlength=len(counts)) for each in drawn])

@@ -21,6 +21,7 @@ from rich.console import Console
 from loop import config as configuration
 from loop import meant, run
 from loop.context import Context, Rows
+from loop.health import keep_health
 from loop.progress import Progress
 from loop.report import Table
 from loop.review import Person, Pile, ask_for, pile
@@ -169,6 +170,7 @@ def _judge(context: Context, rows: Rows, role: Role, person: Person) -> None:
                 f"{left:,} answers of round {rows.round.number}, track {rows.track}, still wait "
                 "for a person's scores; the same command goes on with them"
             ) from None
+        keep_health(context, rows, role)
         return
     track = context.config.tracks(rows.round.number)[rows.track]
     then = _writer(context.store, rows) or context.store.incumbent(track.model)

@@ -73,9 +73,9 @@ class Role(Frozen):
         return f"{self.use}#{digest(told_apart)[:6]}" if told_apart else self.use
 
 
-def _is_frozen(judge: Role) -> bool:
-    """Whether the judge asks no model, or one that the run does not improve."""
-    return judge.model is None or judge.model.startswith(("checkpoint:", "server:"))
+def is_frozen(model: str | None) -> bool:
+    """Whether what a judge asks is no model, or one that the run does not improve."""
+    return model is None or model.startswith(("checkpoint:", "server:"))
 
 
 class Track(Frozen):
@@ -181,7 +181,7 @@ class Suite(Frozen):
 
     @model_validator(mode="after")
     def _somebody_else_grades(self) -> Suite:
-        if not _is_frozen(self.judge):
+        if not is_frozen(self.judge.model):
             raise ValueError("every model of the run is under test, and none grades itself")
         return self
 
@@ -238,7 +238,7 @@ class Evaluate(Frozen):
 
     @model_validator(mode="after")
     def _somebody_else_grades(self) -> Evaluate:
-        if not _is_frozen(self.judge):
+        if not is_frozen(self.judge.model):
             raise ValueError("every model of the run is under test, and none grades itself")
         return self
 

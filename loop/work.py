@@ -135,10 +135,11 @@ def judge_asked(
     try:
         for batch in context.store.unjudged(*rows.key, role.label):
             context.check()
-            if costs and context.spent():
+            if context.overpaid() or (costs and context.spent()):
                 return False
             groups = [group for group in context.store.groups(*rows.key, batch) if group.candidates]
-            _judge(context, rows, role, groups, Asking(context, model, tested), needed=needed)
+            asking = Asking(context, model, tested, fresh=rows.purpose == "anchor")
+            _judge(context, rows, role, groups, asking, needed=needed)
             context.progress.advance_by(len(groups))
     finally:
         close = getattr(judging, "close", None)

@@ -188,6 +188,8 @@ class Verdict:
     """It was heard before, of the same model in the same words, and was not asked again."""
     member: str | None = None
     """Of a panel: which of its judges said it."""
+    judge_model: str | None = None
+    """Which model said it, where that is not the one that the judge was handed."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -426,3 +428,7 @@ class Call:
         place = [self.seed, self.round, self.track, self.stage, *key]
         digest = hashlib.sha256(json.dumps(place).encode()).digest()
         return int.from_bytes(digest[:8], "little") >> 1
+
+
+ALONE = Call()
+"""Where a role is called that nobody calls in a run."""

@@ -271,7 +271,7 @@ class Stages(Database):
             for judgement in judgements
         ]
         said = [
-            {**by, "judge_model": judge_model, **vars(verdict)}
+            {**by, **vars(verdict), "judge_model": verdict.judge_model or judge_model}
             for judgement in judgements
             for verdict in judgement.verdicts
         ]
@@ -369,12 +369,21 @@ class Stages(Database):
         )
 
     def votes(self, round_id: int, track: str, purpose: Purpose, judge: str) -> list[Table]:
-        """candidate and value of each verdict on one answer by itself that has a value."""
+        """member, candidate and value of each verdict on one answer by itself that has a value."""
         return self._of_judge(
-            "SELECT candidate.id AS candidate, value",
+            "SELECT member, candidate.id AS candidate, value",
             "verdict",
             (round_id, track, purpose, judge),
-            "AND other_candidate_id IS NULL AND member IS NULL AND value IS NOT NULL",
+            'AND other_candidate_id IS NULL AND "order" IS NULL AND value IS NOT NULL',
+        )
+
+    def turned(self, round_id: int, track: str, purpose: Purpose, judge: str) -> list[Table]:
+        """member, candidate, vote and value of each comparison with what is no candidate."""
+        return self._of_judge(
+            "SELECT member, candidate.id AS candidate, vote, value",
+            "verdict",
+            (round_id, track, purpose, judge),
+            'AND other_candidate_id IS NULL AND "order" IS NOT NULL AND value IS NOT NULL',
         )
 
     def comparisons(self, round_id: int, track: str, purpose: Purpose, judge: str) -> list[Table]:

@@ -93,8 +93,8 @@ def test_anything_else_is_unparsed(said: str, why: str) -> None:
 def test_a_server_that_is_held_to_a_form_lists_the_numbers(holds: Any, score: Any) -> None:
     class Held:
         def ask(self, questions: Any, *, seeds: Any, schema: Any, **_: Any) -> list[list[Reply]]:
-            assert schema["properties"]["score"]["items"]["maximum"] == 2
-            text = json.dumps({"justification": "So.", "score": holds})
+            assert schema["properties"]["holds"]["items"]["maximum"] == 2
+            text = json.dumps({"justification": "So.", "holds": holds})
             return [[Reply(text=text, structured=True)] for _ in questions]
 
     judge = Rubric(criteria=(SHORT, POLITE), votes=1)

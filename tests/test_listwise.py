@@ -134,13 +134,13 @@ def test_one_alone_and_a_group_of_one_text_abstain_without_a_question() -> None:
 def test_an_order_that_cannot_be_read_leaves_the_score_to_the_others() -> None:
     said = iter(["Hm.", "So.\nRanking: A > B", "Hm.", "So.\nRanking: A > B"])
     policy = Reads(lambda parts, seed: next(said))
-    judged = judge("x", "y", policy=policy)
+    judged = judge("x", "y", policy=policy, min_orders=1)
     assert sorted(one.score or 0.0 for one in judged) == [0.0, 1.0]
     assert {one.reason for one in judged} == {
         "1 of 2 replies can be read: the last line is no ranking (1)"
     }
     assert [v.status for v in judged[0].verdicts] == ["unparsed", "ok"]
-    judged = judge("x", "y", policy=policy, min_orders=2)
+    judged = judge("x", "y", policy=policy)
     assert {(one.score, one.status) for one in judged} == {(None, "unparsed")}
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from loop.gate import decide, first, status_after
-from loop.measure import bootstrap, gap, measure
+from loop.measure import bootstrap, gap, judging, measure
 from loop.settings import Gate
 from store.records import Answer, Checkpoint
 
@@ -117,3 +117,52 @@ def test_keep_or_revert_decides_what_becomes_of_the_undecided() -> None:
     made = decide(Gate(), checkpoint(2), checkpoint(1), some, some, 0)
     assert status_after(Gate(undecided="revert"), made) == "rejected"
     assert status_after(Gate(undecided="keep"), made) == "accepted"
+
+
+def anchors(scores: list[tuple[float, float]]) -> list[Answer]:
+    """Two answers to each prompt."""
+    return [
+        Answer(prompt, "anchor", False, f"{prompt} {n}", 3, False, score)
+        for prompt, both in enumerate(scores)
+        for n, score in enumerate(both)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("said", "kappa", "accuracy"),
+    [
+        ([(5.0, 1.0)] * 30, 1.0, 1.0),
+        ([(1.0, 5.0)] * 30, -1.0, 0.0),
+        ([(5.0, 1.0)] * 15 + [(1.0, 5.0)] * 15, 0.0, 0.5),
+        ([(3.0, 3.0)] * 30, 0.0, 0.0),
+        ([(5.0, 1.0)] * 20 + [(3.0, 3.0)] * 10, 0.5, 2 / 3),
+    ],
+)
+def test_kappa_and_accuracy_are_the_same_in_whichever_order_the_answers_stand(
+    said: list[tuple[float, float]], kappa: float, accuracy: float
+) -> None:
+    right_first = [(1.0, 0.0)] * 30
+    backwards = [(b, a) if n % 2 else (a, b) for n, (a, b) in enumerate(right_first)]
+    turned = [(b, a) if n % 2 else (a, b) for n, (a, b) in enumerate(said)]
+    for truth, judge in ((right_first, said), (backwards, turned)):
+        found = {
+            each.metric: each
+            for each in judging("policy", anchors(truth), anchors(judge), [], "j", 0)
+        }
+        assert found["kappa"].value == pytest.approx(kappa)
+        assert found["accuracy"].value == pytest.approx(accuracy)
+        low, high = found["kappa"].low, found["kappa"].high
+        assert low is not None
+        assert high is not None
+        assert low <= kappa <= high
+
+
+def test_drift_is_the_mean_change_as_a_share_of_the_range() -> None:
+    truth, then = anchors([(1.0, 0.0)] * 4), anchors([(4.0, 0.0)] * 4)
+    now = anchors([(4.0, 0.0)] * 2 + [(4.0, 2.0), (2.0, 0.0)])
+    found = {each.metric: each.value for each in judging("policy", truth, now, [], "j", 0, then)}
+    assert found["drift"] == pytest.approx((2 + 2) / 8 / 4)
+    same = judging("policy", truth, then, [], "j", 0, then)
+    assert {each.metric: each.value for each in same}["drift"] == 0.0
+    other = [each._replace(text=f"{each.text}!") for each in then]
+    assert "drift" not in {each.metric for each in judging("policy", truth, now, [], "j", 0, other)}

@@ -212,6 +212,34 @@ def test_another_run_with_the_same_answers_asks_the_server_nothing(
     assert totals(third)["cached"] == 0
 
 
+def test_what_else_goes_into_a_request_makes_it_another_question(
+    tmp_path: Path, served: Running
+) -> None:
+    file = served_toml(tmp_path, served)
+    start(file, tmp_path / "runs", [*JUDGE, "rounds=1"])
+    asked = served.seen().calls
+    more = ["server.there.extra.reasoning_effort=high", "rounds=1"]
+    _, outcome = start(file, tmp_path / "runs", [*JUDGE, *more])
+    assert outcome.code == 0, outcome.reason
+    assert served.seen().calls == 2 * asked
+    assert served.seen().last["reasoning_effort"] == "high"
+
+
+def test_anchors_are_asked_anew_in_every_round(tmp_path: Path, served: Running) -> None:
+    file = served_toml(tmp_path, served, "\n[evaluate.anchors]\nprompts = 4\n")
+    root, outcome = start(file, tmp_path / "runs", [*JUDGE, "rounds=2"])
+    assert outcome.code == 0, outcome.reason
+    store = Store(root / "loop.db")
+    found = store.query(
+        "SELECT verdict.round_id, sum(cached) AS cached FROM verdict "
+        "JOIN candidate ON candidate.id = candidate_id JOIN asked ON asked.id = asked_id "
+        "WHERE purpose = 'anchor' AND judge LIKE 'rubric%' GROUP BY verdict.round_id"
+    )
+    store.close()
+    assert len(found) == 3
+    assert [row["cached"] for row in found] == [0, 0, 0]
+
+
 def test_money_is_counted_and_ends_a_run_which_goes_on_with_more(
     tmp_path: Path, served: Running
 ) -> None:

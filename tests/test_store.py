@@ -257,7 +257,7 @@ BESIDES = {
     "round": ({"run_id"}, set()),
     "prompt": ({"run_id", "digest"}, set()),
     "candidate": ({"tokens"}, set()),
-    "verdict": ({"id", "round_id", "judge", "judge_version", "judge_model"}, set()),
+    "verdict": ({"id", "round_id", "judge", "judge_version"}, set()),
     "judgement": ({"round_id", "judge", "judge_version"}, {"verdicts"}),
     "health": ({"id", "round_id", "track", "purpose", "judge"}, set()),
     "example": ({"chosen_id", "rejected_id"}, {"prompt", "chosen", "rejected"}),
@@ -752,7 +752,7 @@ def test_judgements_come_back_and_verdicts_to_the_letter(world):
     ]
     kept = world.store.query("SELECT * FROM verdict WHERE judge = 'rubric'")
     by = {"round_id": world.one, "judge": "rubric", "judge_version": "2"}
-    assert kept == [{"id": kept[0]["id"], **by, "judge_model": "http://server", **vars(said)}]
+    assert kept == [{"id": kept[0]["id"], **by, **vars(said), "judge_model": "http://server"}]
     counts = world.store.round(1).counts["train:main"]
     assert (counts["judged"], counts["unscored"], counts["verdicts"]) == (6, 1, 5)
 

@@ -13,7 +13,7 @@ from judges.asking import ask_all
 from judges.template import conversation
 from roles.protocols import Policy
 from store.errors import UserError
-from store.records import Call, Candidate, Group, Judgement, Prompt
+from store.records import ALONE, Call, Candidate, Group, Judgement, Prompt
 
 
 class OpenRLHF:
@@ -47,7 +47,9 @@ class OpenRLHF:
         self.end = end
         self.version = version_of(type(self).version, code)
 
-    def judge(self, groups: Sequence[Group], policy: Policy | None, call: Call) -> list[Judgement]:
+    def judge(
+        self, groups: Sequence[Group], policy: Policy | None = None, call: Call = ALONE
+    ) -> list[Judgement]:
         judged = [(group.prompt, one) for group in groups for one in group.candidates]
         if not judged:
             return []

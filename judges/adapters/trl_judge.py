@@ -18,7 +18,7 @@ from judges.comparing import ComparingJudge, Shown
 from judges.template import conversation
 from roles.protocols import Policy
 from store.errors import UserError
-from store.records import Call, Candidate, Group, Judgement, Prompt, Verdict
+from store.records import ALONE, Call, Candidate, Group, Judgement, Prompt, Verdict
 
 Kind = Literal["pairwise", "rank", "binary"]
 BASES: dict[str, Kind] = {
@@ -59,7 +59,9 @@ class TrlJudge:
         self.kind: Kind = _kind(made, source) if kind == "auto" else kind
         self.version = version_of(type(self).version, type(made))
 
-    def judge(self, groups: Sequence[Group], policy: Policy | None, call: Call) -> list[Judgement]:
+    def judge(
+        self, groups: Sequence[Group], policy: Policy | None = None, call: Call = ALONE
+    ) -> list[Judgement]:
         if self.kind == "pairwise":
             return _Pairs(self).judge(groups, policy, call)
         return self._rank(groups, call) if self.kind == "rank" else self._binary(groups, call)

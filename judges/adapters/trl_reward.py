@@ -17,7 +17,7 @@ from judges.adapters.parts import Part, concluded, numbers
 from judges.asking import ask_all
 from roles.protocols import Policy
 from store.errors import UserError
-from store.records import Call, Candidate, Group, Judgement, Prompt
+from store.records import ALONE, Call, Candidate, Group, Judgement, Prompt
 
 TAKEN = ("prompt", "prompts", "completion", "completions", "completion_ids")
 """Names that are not a column's: the trainer gives them a meaning."""
@@ -63,7 +63,9 @@ class TrlReward:
         self.reference = reference
         self.version = version_of(type(self).version, *(each.code for each in self.functions))
 
-    def judge(self, groups: Sequence[Group], policy: Policy | None, call: Call) -> list[Judgement]:
+    def judge(
+        self, groups: Sequence[Group], policy: Policy | None = None, call: Call = ALONE
+    ) -> list[Judgement]:
         judged = [(group.prompt, one) for group in groups for one in group.candidates]
         if not judged:
             return []

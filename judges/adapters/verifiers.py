@@ -19,7 +19,7 @@ from judges.adapters.parts import Part, concluded, number, numbers
 from judges.asking import ask_all
 from roles.protocols import Policy
 from store.errors import UserError
-from store.records import Call, Candidate, Group, Judgement, Prompt
+from store.records import ALONE, Call, Candidate, Group, Judgement, Prompt
 
 PLURALS = {
     "states": "state",
@@ -76,7 +76,9 @@ class Verifiers:
         codes = [each.function.code for each in self.rewards]
         self.version = version_of(type(self).version, found, *codes)
 
-    def judge(self, groups: Sequence[Group], policy: Policy | None, call: Call) -> list[Judgement]:
+    def judge(
+        self, groups: Sequence[Group], policy: Policy | None = None, call: Call = ALONE
+    ) -> list[Judgement]:
         judged = [(group.prompt, one) for group in groups for one in group.candidates]
         states = {one.id: _state(prompt, one, self.format) for prompt, one in judged}
         alone = [place for place, each in enumerate(self.rewards) if not each.of_group]
