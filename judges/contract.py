@@ -60,7 +60,7 @@ def _tried(name: str, clause: Clause, bench: Bench) -> Check:
         return Check(name, "not applicable", str(excuse))
     except Breach as breach:
         return Check(name, "failed", str(breach))
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         # Whatever a stranger's judge raises is what was found out about it.
         if isinstance(error, UserError) and not bench.plain:
             raise

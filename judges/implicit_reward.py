@@ -46,6 +46,7 @@ class ImplicitReward:
     """
 
     asks_model: ClassVar[bool] = True
+    needs_tokens: ClassVar[bool] = True
     version: ClassVar[str] = "1"
 
     reference: str = "checkpoint:base"

@@ -6,6 +6,7 @@ disagree is kept: in the variance, in the reason, and in every member's own verd
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,6 +25,7 @@ from store.records import ALONE, Call, Group, Judgement, Status, Verdict
 Combine = Literal["mean", "median", "majority", "veto"]
 Scale = Literal["none", "rank", "z"]
 
+_NAME = re.compile(r"[a-z][a-z0-9_-]*")
 _WEIGHT = TypeAdapter(Annotated[float, Field(gt=0, allow_inf_nan=False)])
 
 
@@ -177,6 +179,11 @@ class Panel:
 
 
 def _member(name: str, table: Mapping[str, Any], passes: float) -> Member:
+    if not _NAME.fullmatch(name):
+        raise UserError(
+            "judge 'panel': a member's name has lower-case letters, digits, - and _, and begins "
+            f"with a letter; found {name!r}"
+        )
     options = dict(table)
     use, model = options.pop("use", None), options.pop("model", None)
     if not isinstance(use, str):

@@ -23,19 +23,26 @@ WRITTEN_EVERY_S = 1.0
 class Memory(Protocol):
     """Where replies are kept (store/cache.py)."""
 
-    def find(self, keys: Sequence[str]) -> dict[str, Reply]: ...
+    def find(self, keys: Sequence[str]) -> dict[str, tuple[str, Reply]]: ...
 
     def add(self, said: Mapping[str, tuple[Mapping[str, Any], Reply]]) -> None: ...
 
 
 class Remembered:
-    """`model` behind a memory. identity: which model it is, in words; version: the judge's."""
+    """`model` behind a memory. identity: which model it is, in words; version: the judge's.
 
-    def __init__(self, model: Any, identity: str, version: str, memory: Memory) -> None:
+    place: where it is asked. What was said at the very same place was paid for there and never
+    committed, or it would not be asked again: it comes back with its cost, as if said just now.
+    """
+
+    def __init__(
+        self, model: Any, identity: str, version: str, memory: Memory, place: str = ""
+    ) -> None:
         self._model = model
         self._identity = identity
         self._version = version
         self._memory = memory
+        self._place = place
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
@@ -59,14 +66,20 @@ class Remembered:
         for n, own in enumerate(keys):
             for vote, key in enumerate(own):
                 places.setdefault(key, (n, vote))
-        known = self._memory.find(list(places))
-        left = [(key, *place) for key, place in places.items() if key not in known]
+        found = self._memory.find(list(places))
+        left = [(key, *place) for key, place in places.items() if key not in found]
         fresh = self._ask(left, questions, sampling, seeds, call, schema)
+        known = {}
+        for key, (place, reply) in found.items():
+            if place and place == self._place:
+                fresh[key] = reply
+            else:
+                known[key] = _free(reply)
         replies = [
             [
                 replace(known[key], seed=seed)
                 if key in known
-                else _told(fresh[key], first=places[key] == (n, vote))
+                else _told(fresh[key], seed, first=places[key] == (n, vote))
                 for vote, (key, seed) in enumerate(zip(own, its_seeds, strict=True))
             ]
             for n, (own, its_seeds) in enumerate(zip(keys, seeds, strict=True))
@@ -120,6 +133,7 @@ class Remembered:
             "judge_version": self._version,
             "question_digest": question.digest,
             "vote": vote,
+            "place": self._place,
         }
 
     def _key(
@@ -130,8 +144,10 @@ class Remembered:
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _told(reply: Reply, *, first: bool) -> Reply:
+def _told(reply: Reply, seed: int, *, first: bool) -> Reply:
     """A reply that several questions of one call share: the first of them has paid for it."""
-    if first:
-        return reply
+    return replace(reply, seed=seed) if first else replace(_free(reply), seed=seed)
+
+
+def _free(reply: Reply) -> Reply:
     return replace(reply, cached=True, seconds=0.0, cost=None if reply.cost is None else 0.0)

@@ -40,6 +40,8 @@ class Asking:
     tested: Checkpoint | None
     fresh: bool = False
     """Whether nothing is remembered: of anchors one wants to know what the model says now."""
+    place: str = ""
+    """Where in the run it is asked."""
 
     def judging(self, role: Role, version: str) -> tuple[Models, str | None]:
         """The model that the judge asks, with the way to others, and what it is called."""
@@ -60,7 +62,7 @@ class Asking:
         when = self.context.config.cache.when
         if self.fresh or when == "never" or (when == "server" and kind != "server"):
             return model
-        return Remembered(model, self._digest(name), version, self.context.memory)
+        return Remembered(model, self._digest(name), version, self.context.memory, self.place)
 
     def _checkpoint(self, name: str) -> Checkpoint:
         kind, _, of = name.partition(":")

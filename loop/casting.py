@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import shutil
 import tempfile
@@ -82,11 +83,29 @@ def _check_asked(config: Config, table: Role, judge: Any) -> None:
     grading = [config.evaluate.judge, *(each.judge for each in config.evaluate.suite.values())]
     for name in asked:
         check_model(config, table.use, name)
+        _check_server(config, table.use, judge, name)
         if not is_frozen(name) and any(table is each for each in grading):
             raise UserError(
                 f"the judge {table.use!r} of [evaluate] asks the model {name!r}; every model of "
                 "the run is under test, and none grades itself"
             )
+
+
+def _check_server(config: Config, use: str, judge: Any, name: str) -> None:
+    """What can be known of a server without asking it."""
+    kind, _, of = name.partition(":")
+    if kind != "server":
+        return
+    if getattr(judge, "needs_tokens", False):
+        raise UserError(
+            f"judge {use!r} needs log-probabilities of tokens, and {name!r} is a server, which "
+            "tells none; name a local model"
+        )
+    key = config.server[of].key_env
+    if key is not None and not os.environ.get(key):
+        raise UserError(
+            f"server.{of}.key_env names the environment variable {key!r}, which is not set"
+        )
 
 
 def _check_template(model: Model, folder: Path, engine: Any) -> None:

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+from loop.memory import RunMemory
 from loop.progress import Progress
 from loop.settings import Config, Role
 from roles.protocols import Engine, Policy
 from store import checkpoints
-from store.cache import ReplyCache
 from store.database import Store
 from store.records import (
     Call,
@@ -43,7 +43,7 @@ class Context:
     _open: tuple[Path, Policy] | None = None
     _frozen: dict[str, Checkpoint] = field(default_factory=dict)
     _servers: dict[str, Any] = field(default_factory=dict)
-    _memory: ReplyCache | None = None
+    _memory: RunMemory | None = None
 
     @property
     def root(self) -> Path:
@@ -79,11 +79,12 @@ class Context:
         return self._servers[name]
 
     @property
-    def memory(self) -> ReplyCache:
+    def memory(self) -> RunMemory:
         """What judges' models said before."""
         if self._memory is None:
             path = self.config.cache.path
-            self._memory = ReplyCache(Path(path) if path else self.root.parent / CACHE)
+            place = Path(path) if path else self.root.parent / CACHE
+            self._memory = RunMemory(place, self.progress)
         return self._memory
 
     def close(self) -> None:

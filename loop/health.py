@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import Any, cast, get_args
 
+from judges.human import harmless
 from loop.context import Context, Rows
 from loop.settings import Alarms, Bell, Config, Role
 from store.database import Store
@@ -62,7 +63,7 @@ def _replies(lost: Sequence[Judgement]) -> Iterator[str]:
         said = [one for one in each.verdicts if one.status != "ok"] or each.verdicts
         raw = said[0].raw if said else ""
         written = repr(raw if len(raw) <= LONGEST else raw[:LONGEST] + "…")
-        yield f"{written} ({each.reason or each.status})"
+        yield f"{written} ({harmless(each.reason or each.status)[:LONGEST]})"
 
 
 def keep_health(context: Context, rows: Rows, role: Role) -> None:

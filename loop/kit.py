@@ -5,9 +5,9 @@ A judge is tried alone: nothing here opens a model or a run that is under way.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import keyword
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +15,7 @@ from pathlib import Path
 from shlex import quote
 from typing import cast
 
+from pydantic import ValidationError
 from rich.console import Console
 
 from judges.bench import Bench, examples
@@ -48,7 +49,13 @@ class Wish:
             if not each.strip().startswith("judge."):
                 raise UserError(f"--set makes the judge, as in judge.votes=1; found {each!r}")
             table = configuration.merge(table, configuration.assigned(each))
-        return Role.model_validate(table["judge"])
+        try:
+            return Role.model_validate(table["judge"])
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(["judge", *map(str, first["loc"])])
+            said = first["msg"].removeprefix("Value error, ")
+            raise UserError(f"{place}: {said} (found {first['input']!r})") from None
 
 
 @contextmanager
@@ -107,7 +114,8 @@ def show(wish: Wish, store: Store | None = None, candidate: int | None = None) -
         else:
             group = getattr(judge, "examples", examples)()[0]
         bench = Bench(judge, [group])
-        bench.heard([group], bench.model)
+        if not getattr(judge, "asks_person", False):
+            bench.heard([group], bench.model)
         about = [one.text for one in group.candidates if one.id == candidate]
         asked = {each.digest: each for each in bench.model.asked}.values()
         return {
@@ -123,7 +131,7 @@ def stored(store: Store, candidate: int) -> Group:
     sql = """SELECT asked.id, round_id, track, purpose FROM candidate
         JOIN asked ON asked.id = asked_id JOIN round ON round.id = round_id
         WHERE run_id = :run AND candidate.id = :candidate"""
-    found = store.query(sql, candidate=candidate)
+    found = store.query(sql, candidate=min(candidate, 2**63 - 1))
     if not found:
         raise UserError(
             f"{store.root} has no candidate {candidate}; `loop show` and `why` name some"
@@ -164,17 +172,23 @@ def new(name: str, kind: str, folder: Path) -> list[Path]:
     """
     if kind not in starters.KINDS:
         raise UserError(f"--kind is one of {', '.join(starters.KINDS)}; found {kind!r}")
-    taken = name in OURS | set(sys.stdlib_module_names) or keyword.iskeyword(name)
+    taken = keyword.iskeyword(name) or starters.class_name(name) in ("", *starters.IMPORTED)
+    if name.isidentifier() and not taken:
+        spec = importlib.util.find_spec(name)
+        here = spec is not None and spec.origin == str((folder / f"{name}.py").resolve())
+        taken = name in (*OURS, "conftest") or (spec is not None and not here)
     if not name.isidentifier() or name != name.lower() or not name.isascii() or taken:
         why = "is taken" if taken else "is none"
         raise UserError(f"a judge's name is that of a module, as in kindness; {name!r} {why}")
     texts = {folder / file: text for file, text in starters.written(name, kind).items()}
-    if there := [path for path in texts if path.exists()]:
+    if there := [path for path in texts if path.exists() or path.is_symlink()]:
         raise UserError(f"{there[0].name} is already there; name another judge, or move it away")
     for path, text in texts.items():
         try:
             path.write_text(text)
         except OSError as error:
+            for each in texts:
+                each.unlink(missing_ok=True)
             raise UserError(f"cannot write {path}: {error.strerror}") from None
     return list(texts)
 

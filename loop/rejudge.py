@@ -55,6 +55,8 @@ def said(words: Sequence[str]) -> tuple[Path | None, int, list[str]]:
     root = Path(given.pop(0)) if several or not given[0].isdecimal() else None
     if not given or not given[0].isdecimal():
         raise UserError(f"no round: after the run comes a number, found {' '.join(words)!r}")
+    if len(given[0]) > 9:
+        raise UserError(f"no round {given[0][:20]}; a run has fewer")
     return root, int(given[0]), given[1:]
 
 

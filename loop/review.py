@@ -181,6 +181,8 @@ def export(root: Path, file: Path, progress: Progress) -> str:
     except FileExistsError:
         raise UserError(f"{file} is already there; name another file") from None
     except OSError as error:
+        if file.is_file():
+            file.unlink()
         raise UserError(f"cannot write {file}: {error.strerror}") from None
     here = f"`loop review {quote(str(root))} --import {quote(str(file))}` takes them"
     told = [each.judge.instructions for each in found if each.groups and each.judge.instructions]
@@ -301,6 +303,8 @@ def _read(file: Path) -> Typed:
                 raise UserError(
                     f"{place}: a reason and no score; the score s says that it has none"
                 )
+            if len(score.split()) > 1:
+                raise UserError(f"{place}: a score is one number or s; found {score!r}")
             if score:
                 found[mark] = (place, mark, f"{score} {reason}".strip())
     except csv.Error as error:

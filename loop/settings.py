@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shlex
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, get_args, get_origin
+from urllib.parse import urlsplit
 
 from pydantic import (
     BaseModel,
@@ -56,6 +58,7 @@ class Role(Frozen):
             return {"use": table}
         if not isinstance(table, Mapping) or "use" not in table:
             raise ValueError('a role is a table with a key "use"')
+        _refuse_endless(table)
         own = {key: table[key] for key in ("use", "model", "thinking") if key in table}
         return own | {"options": {key: table[key] for key in table if key not in own}}
 
@@ -76,6 +79,18 @@ class Role(Frozen):
 def is_frozen(model: str | None) -> bool:
     """Whether what a judge asks is no model, or one that the run does not improve."""
     return model is None or model.startswith(("checkpoint:", "server:"))
+
+
+def _refuse_endless(found: Any, place: str = "") -> None:
+    """JSON, in which a run keeps its settings, has no infinity and nothing that is not a number."""
+    if isinstance(found, Mapping):
+        for key, value in found.items():
+            _refuse_endless(value, f"{place}.{key}" if place else str(key))
+    elif isinstance(found, list | tuple):
+        for value in found:
+            _refuse_endless(value, place)
+    elif isinstance(found, float) and not math.isfinite(found):
+        raise ValueError(f"{place} is {found}, and a number in a configuration is finite")
 
 
 class Track(Frozen):
@@ -312,12 +327,31 @@ class Server(Frozen):
         None, ge=0, description="of a million tokens answered", json_schema_extra=OPERATIONAL
     )
 
+    @model_validator(mode="after")
+    def _has_an_address(self) -> Server:
+        try:
+            parts = urlsplit(self.url)
+            found = parts.hostname is not None and parts.port != 0
+        except ValueError:
+            found = False
+        if not found:
+            raise ValueError('url is no address, as "http://127.0.0.1:8000/v1"')
+        return self
+
+    @model_validator(mode="after")
+    def _leaves_the_question(self) -> Server:
+        if taken := sorted({"messages", "model", "n", "stream"} & self.extra.keys()):
+            raise ValueError(f"extra has {taken[0]!r}, which is for the judge to say")
+        return self
+
 
 class Cache(Frozen):
     """What a judge's model said before in the same words is not asked again, in any run."""
 
     when: Literal["server", "always", "never"] = Field(
-        "server", description="of which models replies are kept"
+        "server",
+        description="of which models replies are kept",
+        json_schema_extra=OPERATIONAL,
     )
     path: str | None = Field(
         None,

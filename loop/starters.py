@@ -114,6 +114,10 @@ def test_the_last_line_is_the_score():
 """
 
 
+IMPORTED = ("Opinion", "PointwiseJudge", "PairwiseJudge")
+"""Names that a new judge's file imports, so that its class cannot have them."""
+
+
 def class_name(name: str) -> str:
     return "".join(part.capitalize() for part in name.split("_"))
 

@@ -177,8 +177,9 @@ def _trained(
         )
         try:
             training = trainer.train(pairs, start, start, part, call)
-        except UserError:
-            checkpoints.remove(part)
+        except BaseException as error:
+            if isinstance(error, UserError) or not (part / "saves").is_dir():
+                checkpoints.remove(part)  # nothing in it could be gone on from
             raise
     if training.status == "diverged":
         checkpoints.remove(part)

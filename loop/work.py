@@ -131,6 +131,9 @@ def judge_asked(
     needed: whether the stage stops where it fails at too many answers (alarms.max_unscored).
     """
     judging = cast(Judge, context.role(role))
+    run = context.store.run()
+    place = f"{run and run.uuid}/{rows.round.number}/{rows.track}/{rows.purpose}"
+    _say_changed(context, rows, role, str(getattr(judging, "version", "1")))
     costs = role.model is not None or bool(getattr(judging, "models", ()))
     try:
         for batch in context.store.unjudged(*rows.key, role.label):
@@ -138,7 +141,7 @@ def judge_asked(
             if context.overpaid() or (costs and context.spent()):
                 return False
             groups = [group for group in context.store.groups(*rows.key, batch) if group.candidates]
-            asking = Asking(context, model, tested, fresh=rows.purpose == "anchor")
+            asking = Asking(context, model, tested, rows.purpose == "anchor", place)
             _judge(context, rows, role, groups, asking, needed=needed)
             context.progress.advance_by(len(groups))
     finally:
@@ -147,6 +150,16 @@ def judge_asked(
             close()
     keep_health(context, rows, role)
     return True
+
+
+def _say_changed(context: Context, rows: Rows, role: Role, version: str) -> None:
+    """Say it when what a round has judged so far was judged by another version."""
+    others = context.store.judge_versions(*rows.key, role.label) - {version}
+    if others:
+        context.progress.say(
+            f"judge {role.use} is version {version} now, and version {sorted(others)[0]} judged a "
+            f"part of round {rows.round.number}, track {rows.track}"
+        )
 
 
 def _judge(

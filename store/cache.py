@@ -15,6 +15,7 @@ from sqlalchemy import insert, inspect
 from sqlmodel import Field, MetaData, SQLModel, col, select
 
 from store.connect import connect, transaction, write_ahead
+from store.errors import UserError
 from store.records import Reply
 from store.session import now
 
@@ -35,6 +36,8 @@ class ReplyRow(SQLModel, table=True):
     tokens: int | None
     cost: float | None
     """What it cost when it was said."""
+    place: str
+    """Which run, round, track and purpose paid for it."""
     said: datetime
 
 
@@ -42,27 +45,37 @@ class ReplyCache:
     """Replies by key. Several processes may use one file at a time."""
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{path} cannot be made: {error.strerror}") from None
         self._engine = connect(path)
         with transaction(self._engine, writes=False) as session:
-            is_there = inspect(session.connection()).has_table("reply")
-        if not is_there:
+            tables = inspect(session.connection())
+            found = (
+                {each["name"] for each in tables.get_columns("reply")}
+                if (tables.has_table("reply"))
+                else set()
+            )
+        if not found:
             write_ahead(self._engine)
             with transaction(self._engine, writes=True) as session:
                 ReplyRow.metadata.create_all(session.connection())
+        elif found != set(ReplyRow.model_fields):
+            raise UserError(f"{path} is no cache of this version of Ratchet")
 
-    def find(self, keys: Sequence[str]) -> dict[str, Reply]:
-        """Key -> reply, of those that are known. `cached` is set and they cost nothing."""
-        found: dict[str, Reply] = {}
+    def find(self, keys: Sequence[str]) -> dict[str, tuple[str, Reply]]:
+        """Key -> (the place that paid for it, the reply), of those that are known."""
+        found: dict[str, tuple[str, Reply]] = {}
         with transaction(self._engine, writes=False) as session:
             for start in range(0, len(keys), 10_000):
                 chosen = col(ReplyRow.key).in_(keys[start : start + 10_000])
                 for row in session.exec(select(ReplyRow).where(chosen)):
-                    found[row.key] = _reply(row)
+                    found[row.key] = (row.place, _reply(row))
         return found
 
     def add(self, said: Mapping[str, tuple[Mapping[str, Any], Reply]]) -> None:
-        """Keep replies: key -> (model, judge_version, question_digest and vote; the reply).
+        """Keep replies: key -> (model, judge_version, question_digest, vote and place; the reply).
 
         One that is known already stays as it is.
         """
@@ -89,6 +102,5 @@ def _reply(row: ReplyRow) -> Reply:
         structured=row.structured,
         tokens=row.tokens,
         seconds=0.0,
-        cost=None if row.cost is None else 0.0,
-        cached=True,
+        cost=row.cost,
     )

@@ -368,6 +368,15 @@ class Stages(Database):
             (round_id, track, purpose, judge),
         )
 
+    def judge_versions(
+        self, round_id: int, track: str, purpose: Purpose, judge: str
+    ) -> frozenset[str]:
+        """The versions of a judge that have judged a track in a round."""
+        found = self._of_judge(
+            "SELECT DISTINCT judge_version", "judgement", (round_id, track, purpose, judge)
+        )
+        return frozenset(row["judge_version"] for row in found)
+
     def votes(self, round_id: int, track: str, purpose: Purpose, judge: str) -> list[Table]:
         """member, candidate and value of each verdict on one answer by itself that has a value."""
         return self._of_judge(

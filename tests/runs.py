@@ -66,6 +66,17 @@ def go_on(root: Path, settings: Config, roles: dict[int, Any]) -> run.Outcome:
     return run.drive(root, progress, roles, settings)
 
 
+def printed(file: Path, runs: Path, sets: Sequence[str]) -> str:
+    """What a new run to its end says on the way."""
+    settings = config.read(file, sets=sets)
+    roles = run.load_roles(settings)
+    out = io.StringIO()
+    progress = Progress(Console(file=out, width=10_000))
+    outcome = run.drive(run.begin(settings, runs, "test"), progress, roles, settings)
+    assert outcome.code == 0, outcome.reason
+    return out.getvalue()
+
+
 def loop(*arguments: str | Path, **more: Any) -> subprocess.CompletedProcess[str]:
     """The command as a user types it."""
     return subprocess.run(

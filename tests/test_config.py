@@ -353,7 +353,12 @@ def test_the_resolved_json_reads_back_equal():
 
 
 OPERATIONAL = ["rounds=99", "gate.patience=55", "gate.target=0.5", "budget.generated_tokens=7"]
-OPERATIONAL += ["checkpoints.keep_last=44", "budget.cost=1.5", "cache.path=there.db"]
+OPERATIONAL += [
+    "checkpoints.keep_last=44",
+    "budget.cost=1.5",
+    "cache.path=there.db",
+    "cache.when=never",
+]
 OPERATIONAL += ['alarms.stop=["flips"]']
 OPERATIONAL += [f"alarms.max_{each}=0.11" for each in ("unscored", "modal", "flips", "length")]
 OPERATIONAL += ["alarms.max_drift=0.11", "alarms.min_votes=0.11", "alarms.min_kappa=0.11"]

@@ -1,19 +1,16 @@
 """How judges' health is measured, and that each alarm rings for the judge it is meant for."""
 
-import io
 import json
 import math
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from loop import config, run
 from loop.context import Rows
 from loop.health import measured, rung
-from loop.progress import Progress
 from loop.settings import Alarms
-from runs import go_on, loop, scripted_toml, start
+from runs import go_on, loop, printed, scripted_toml, start
 from store.database import Store
 from store.records import Health
 
@@ -38,17 +35,6 @@ def planted(
     file = scripted_toml(folder, ANCHORS, skill=skill)
     # Sums on both sides of ten and a hundred, so that answers to one prompt differ in length.
     return file, ["rounds=2", "proposer.below=60", f"judge.use={PLANTED}:{judge}", *sets]
-
-
-def printed(file: Path, runs: Path, sets: list[str]) -> str:
-    """What a run to its end says on the way."""
-    settings = config.read(file, sets=sets)
-    roles = run.load_roles(settings)
-    out = io.StringIO()
-    progress = Progress(Console(file=out, width=10_000))
-    outcome = run.drive(run.begin(settings, runs, "test"), progress, roles, settings)
-    assert outcome.code == 0, outcome.reason
-    return out.getvalue()
 
 
 def health(root: Path) -> dict[tuple[int, str, str], float]:

@@ -1,5 +1,6 @@
 """What judges' models said is not asked again; what they cost is counted and can end a run."""
 
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -11,7 +12,7 @@ import pytest
 from judges.remembered import Remembered
 from loop import config, run
 from model_server import Running, running
-from runs import SCRIPTED, go_on, loop, scripted_toml, start
+from runs import SCRIPTED, go_on, loop, printed, scripted_toml, start
 from store.cache import ReplyCache
 from store.database import Store
 from store.errors import UserError
@@ -140,13 +141,45 @@ def test_what_was_said_before_a_model_broke_off_is_kept(cache: ReplyCache) -> No
     assert model.asked == ["c", "c"]
 
 
+def test_what_a_batch_that_broke_off_has_paid_for_is_counted_when_it_is_done_again(
+    cache: ReplyCache,
+) -> None:
+    first = ask(Remembered(Counting(), "m", "1", cache, "run/1/main/train"), "a", "a", "b")
+    model = Counting()
+    again = ask(Remembered(model, "m", "1", cache, "run/1/main/train"), "a", "a", "b", "c")
+    assert model.asked == ["c", "c"]
+    paid = [[(one.text, one.cost, one.cached) for one in own] for own in first]
+    assert [[(one.text, one.cost, one.cached) for one in own] for own in again[:3]] == paid
+    assert sum(one.cost or 0.0 for own in again[:3] for one in own) == 2.0
+    elsewhere = ask(Remembered(model, "m", "1", cache, "run/2/main/train"), "a", "b")
+    assert all(one.cached and one.cost == 0.0 for own in elsewhere for one in own)
+
+
+@pytest.mark.parametrize("broken", ["garbage", "other", "folder"])
+def test_a_cache_that_cannot_be_used_is_said_and_gone_without(
+    tmp_path: Path, served: Running, broken: str
+) -> None:
+    place = tmp_path / "judged.db"
+    if broken == "garbage":
+        place.write_text("garbage" * 1000)
+    elif broken == "other":
+        sqlite3.connect(place).execute("CREATE TABLE reply (key TEXT, x TEXT)")
+    else:
+        (tmp_path / "file").write_text("")
+        place = tmp_path / "file" / "judged.db"
+    sets = [*JUDGE, "rounds=1", f"cache.path={place}"]
+    said = printed(served_toml(tmp_path, served), tmp_path / "runs", sets)
+    assert said.count("judges are asked without a cache") == 1
+    assert "cache.path=FILE" in said
+
+
 def test_several_processes_share_one_file(tmp_path: Path) -> None:
     script = """
 import sys
 from store.cache import ReplyCache
 from store.records import Reply
 cache = ReplyCache(__import__("pathlib").Path(sys.argv[1]))
-about = {"model": "m", "judge_version": "1", "question_digest": "d", "vote": 0}
+about = {"model": "m", "judge_version": "1", "question_digest": "d", "vote": 0, "place": "p"}
 for n in range(200):
     cache.add({f"{n}": (about, Reply(text=f"{n} {sys.argv[2]}"))})
 """
@@ -157,7 +190,7 @@ for n in range(200):
     found = cache.find([str(n) for n in range(201)])
     cache.close()
     assert len(found) == 200
-    assert {one.text.split()[1] for one in found.values()} <= {"one", "two"}
+    assert {one.text.split()[1] for _, one in found.values()} <= {"one", "two"}
 
 
 # In a run
@@ -286,6 +319,17 @@ def test_a_server_that_fails_too_often_stops_the_stage_and_the_run_goes_on_when_
         (["judge.model=server:elsewhere"], r"\[server.elsewhere\] with its url"),
         (["judge.model=server:there", "server.there.url=there"], "server.there.url"),
         (["server.there.price=1"], "no setting named 'server.there.price'"),
+        (["server.there.url=http://h:99999/v1"], "url is no address"),
+        (["server.there.extra.n=3"], "extra has 'n'"),
+        (
+            ["judge.model=server:there", "server.there.key_env=NO_SUCH_KEY"],
+            "'NO_SUCH_KEY', which is not set",
+        ),
+        (
+            ["judge.use=implicit_reward", "judge.model=server:there"],
+            "which tells none; name a local model",
+        ),
+        (["judge.temperature=nan"], "temperature is nan"),
         (
             ["judge.use=panel", 'judge.members.a.use="rubric"', 'judge.members.a.model="server:x"'],
             "server:x",
