@@ -449,3 +449,11 @@ def test_greedy_sampling_is_the_same_without_chance():
     assert (sampled.temperature, greedy.temperature) == (1.0, 0.0)
     assert (sampled.top_k, sampled.max_tokens, sampled.stop) == (5, 16, ("x",))
     assert (greedy.top_k, greedy.max_tokens, greedy.stop) == (5, 16, ("x",))
+
+
+def test_options_stay_whichever_comes_first_of_them_and_the_part_that_has_them() -> None:
+    sets = ["judge.model=round", "judge.votes=2", "judge.use=rubric"]
+    one, other = config.read(sets=sets), config.read(sets=sets[::-1])
+    assert one == other
+    assert one.track["main"].judge.model == "round"
+    assert one.track["main"].judge.options == {"votes": 2}

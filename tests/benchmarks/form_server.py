@@ -61,7 +61,7 @@ def conclusion(question: str) -> tuple[str, Any]:
         letters = re.findall(r"^Answer ([A-Z]):$", question, re.MULTILINE)
         return word, sorted(letters, key=lambda letter: draw[ord(letter) % 32])
     if word == "holds":
-        return "score", [1 + draw[0] % 2]
+        return "holds", [1 + draw[0] % 2]
     return word, draw[0] % 6
 
 
