@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from typing import Annotated, Any, Literal, get_args, get_origin
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from loop import config
 from loop.report import Table
@@ -98,11 +99,17 @@ def _written(annotation: Any) -> str | None:
     """As a user needs it: the choices where there are some, bounds left out."""
     if annotation is inspect.Parameter.empty:
         return None
-    if get_origin(annotation) is Annotated:
-        return _written(get_args(annotation)[0])
-    if get_origin(annotation) is Literal:
-        return " | ".join(map(repr, get_args(annotation)))
-    return inspect.formatannotation(annotation)
+    kind, inside = get_origin(annotation), get_args(annotation)
+    if kind is Annotated:
+        return _written(inside[0])
+    if kind is Literal:
+        return " | ".join(map(repr, inside))
+    if annotation is NoneType or annotation is Ellipsis:
+        return "None" if annotation is NoneType else "..."
+    parts = [str(_written(each)) for each in inside]
+    if kind in (Union, UnionType):
+        return " | ".join(dict.fromkeys(parts))
+    return f"{kind.__name__}[{', '.join(parts)}]" if kind else inspect.formatannotation(annotation)
 
 
 def _first_sentence(text: str) -> str:

@@ -197,6 +197,7 @@ def test_the_reference_may_be_another_adapter(
     assert chosen == pytest.approx(totals(adapter, given), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_an_adapter_that_is_stopped_and_gone_on_with_ends_as_an_undisturbed_one(
     base: Checkpoint, adapter: Checkpoint, tmp_path: Path
 ) -> None:

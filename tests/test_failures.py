@@ -360,7 +360,7 @@ main()
 """
 
 
-@pytest.mark.parametrize("longest", [200_000, 400_000])
+@pytest.mark.parametrize("longest", [200_000, pytest.param(400_000, marks=pytest.mark.slow)])
 def test_a_limit_on_files_stops_a_run_that_goes_on_without_it(here: Path, longest: int) -> None:
     whole = undisturbed(here)
     done = subprocess.run(

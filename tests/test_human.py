@@ -285,7 +285,7 @@ def test_what_is_no_score_in_a_file_stops_before_the_rest_moves(tmp_path: Path) 
     assert [row[1] for row in judged(root)] == [1.0] * first
 
 
-@pytest.mark.parametrize("when", ["inside", "after"])
+@pytest.mark.parametrize("when", ["inside", pytest.param("after", marks=pytest.mark.slow)])
 def test_what_was_committed_before_a_kill_stays_and_the_rest_is_asked(
     tmp_path: Path, when: str
 ) -> None:

@@ -40,7 +40,13 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("kind", starters.KINDS)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        kind if kind == "model" else pytest.param(kind, marks=pytest.mark.slow)
+        for kind in starters.KINDS
+    ],
+)
 def test_a_new_judge_passes_its_own_test_and_the_contract_as_written(
     tmp_path: Path, kind: str
 ) -> None:

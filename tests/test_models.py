@@ -379,7 +379,13 @@ path = "questions.jsonl"
 """
 
 
-@pytest.mark.parametrize("more", [(), ("trainer.lora_rank=4",)], ids=["full", "lora"])
+@pytest.mark.parametrize(
+    "more",
+    [
+        pytest.param((), id="full", marks=pytest.mark.slow),
+        pytest.param(("trainer.lora_rank=4",), id="lora"),
+    ],
+)
 def test_from_a_folder_through_self_instructed_rounds_to_a_folder_that_answers(
     tmp_path: Path, more: tuple[str, ...]
 ) -> None:

@@ -519,6 +519,7 @@ def test_the_command_trains_a_judge_of_a_runs_pairs(run: Path, tmp_path: Path) -
     assert right > wrong
 
 
+@pytest.mark.slow
 def test_the_same_command_leaves_the_same_weights_and_prints_what_it_did(
     run: Path, tmp_path: Path
 ) -> None:

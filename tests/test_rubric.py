@@ -709,6 +709,7 @@ def test_a_question_without_a_right_answer_is_named() -> None:
 # From judgements to a judge.
 
 
+@pytest.mark.slow
 def test_a_model_that_imitates_right_judgements_becomes_a_judge(
     start: Path, policy: TransformersPolicy, tmp_path: Path
 ) -> None:
