@@ -128,7 +128,7 @@ def alarmed(checkpoint: Checkpoint, incumbent: Checkpoint, reason: str) -> Decis
         checkpoint_id=checkpoint.id,
         incumbent_id=incumbent.id,
         decision="reject",
-        rule="alarm",
+        rule="judge's alarm",
         reason=reason,
     )
 

@@ -48,6 +48,25 @@ class Wavering:
         ]
 
 
+class Turning:
+    """Compares each answer with something else in both orders, and goes by the order if it is
+    wrong."""
+
+    def judge(self, groups, policy, call):
+        return [
+            Judgement(
+                candidate_id=one.id,
+                score=right(group.prompt, one),
+                verdicts=tuple(
+                    Verdict(candidate_id=one.id, raw="?", value=value, order=order)
+                    for order, value in enumerate((1.0, right(group.prompt, one)))
+                ),
+            )
+            for group in groups
+            for one in group.candidates
+        ]
+
+
 class Longest(PointwiseJudge):
     """Likes long answers."""
 

@@ -64,10 +64,13 @@ def test_each_alarm_can_stop_the_run_which_goes_on_with_another_bound(
     root, outcome = start(file, tmp_path / "runs", [*sets, f'alarms.stop=["{alarm}"]'])
     assert (outcome.code, outcome.status) == (3, "stopped")
     store = Store(root / "loop.db")
-    (decided,) = store.query("SELECT reason FROM decision WHERE rule = 'alarm'")
-    rounds = len(store.rounds())
+    decided = store.query("SELECT decision, reason FROM decision ORDER BY id DESC LIMIT 2")
+    newest, rounds = store.checkpoints()[-1], len(store.rounds())
     store.close()
-    assert decided["reason"] == outcome.reason
+    assert decided[0] == {"decision": "stop", "reason": outcome.reason}
+    if alarm in ("kappa", "agreement", "drift"):  # found out when it had taught already
+        assert decided[1] == {"decision": "reject", "reason": outcome.reason}
+        assert newest.status == "rejected"
     assert alarm in outcome.reason
     assert rounds <= 3
     settings = config.change(run.stored_config(root), ["alarms.stop=[]"])
@@ -151,6 +154,18 @@ def test_numbers_are_what_their_formulas_say(tmp_path: Path) -> None:
     store.close()
     assert found["flips"].value == pytest.approx(alike / total)
     assert found["flips"].n == total
+
+
+def test_a_comparison_with_what_is_no_candidate_is_told_when_it_turns_with_the_order(
+    tmp_path: Path,
+) -> None:
+    file, sets = planted(tmp_path, "Turning", ["rounds=1", "filter.use=right_wrong"])
+    root, outcome = start(file, tmp_path / "runs", sets)
+    assert outcome.code == 0, outcome.reason
+    found = health(root)
+    share = found[1, "train", "score"]  # right answers keep their place, and no other does
+    assert found[1, "train", "flips"] == pytest.approx(1 - share)
+    assert (1, "train", "votes") not in found
 
 
 def test_alarms_ring_beyond_their_bounds_only() -> None:
