@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,6 +23,7 @@ from store.records import (
     Prompt,
     Purpose,
     Round,
+    Run,
     Split,
 )
 
@@ -48,6 +50,10 @@ class Context:
     @property
     def root(self) -> Path:
         return self.store.root
+
+    @cached_property
+    def uuid(self) -> str:
+        return cast(Run, self.store.run()).uuid
 
     def role(self, role: Role) -> Any:
         return self.roles[id(role)]

@@ -131,8 +131,7 @@ def judge_asked(
     needed: whether the stage stops where it fails at too many answers (alarms.max_unscored).
     """
     judging = cast(Judge, context.role(role))
-    run = context.store.run()
-    place = f"{run and run.uuid}/{rows.round.number}/{rows.track}/{rows.purpose}"
+    place = "/".join([context.uuid, *map(str, rows.key), role.label])
     _say_changed(context, rows, role, str(getattr(judging, "version", "1")))
     costs = role.model is not None or bool(getattr(judging, "models", ()))
     try:

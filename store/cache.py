@@ -37,7 +37,7 @@ class ReplyRow(SQLModel, table=True):
     cost: float | None
     """What it cost when it was said."""
     place: str
-    """Which run, round, track and purpose paid for it."""
+    """Which run, round, track, purpose and judge paid for it."""
     said: datetime
 
 
@@ -52,11 +52,8 @@ class ReplyCache:
         self._engine = connect(path)
         with transaction(self._engine, writes=False) as session:
             tables = inspect(session.connection())
-            found = (
-                {each["name"] for each in tables.get_columns("reply")}
-                if (tables.has_table("reply"))
-                else set()
-            )
+            there = tables.get_columns("reply") if tables.has_table("reply") else []
+            found = {each["name"] for each in there}
         if not found:
             write_ahead(self._engine)
             with transaction(self._engine, writes=True) as session:

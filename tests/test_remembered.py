@@ -245,6 +245,26 @@ def test_another_run_with_the_same_answers_asks_the_server_nothing(
     assert totals(third)["cached"] == 0
 
 
+def test_another_judge_of_a_round_does_not_pay_again_for_what_it_shares(
+    tmp_path: Path, served: Running
+) -> None:
+    file = served_toml(tmp_path, served, "price_in = 1000.0\nprice_out = 2000.0\n")
+    root, outcome = start(file, tmp_path / "runs", [*JUDGE, "rounds=1"])
+    assert outcome.code == 0, outcome.reason
+    sets = ["--judge", "rubric", "--model", "server:there", "--set", "judge.votes=1"]
+    again = loop("rejudge", root, 1, *sets)
+    assert again.returncode == 0, again.stderr
+    store = Store(root / "loop.db")
+    found = store.query(
+        "SELECT judge, sum(cost) AS cost, min(cached) AS cached FROM verdict "
+        "WHERE judge LIKE 'rubric%' GROUP BY judge ORDER BY min(id)"
+    )
+    store.close()
+    assert len(found) == 2
+    assert found[0]["cost"] > 0
+    assert (found[1]["cost"], found[1]["cached"]) == (0.0, 1)
+
+
 def test_what_else_goes_into_a_request_makes_it_another_question(
     tmp_path: Path, served: Running
 ) -> None:
