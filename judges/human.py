@@ -9,10 +9,10 @@ from __future__ import annotations
 import random
 import re
 import time
-import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from typing import ClassVar
 
+from judges.harmless import harmless
 from roles.protocols import Policy
 from store.errors import UserError, Waiting
 from store.records import ALONE, Call, Candidate, Group, Judgement, Verdict
@@ -150,18 +150,6 @@ def in_order(group: Group, seed: int) -> list[Candidate]:
     shown = list(group.candidates)
     random.Random(seed).shuffle(shown)
     return shown
-
-
-def harmless(text: str) -> str:
-    """Text with its control characters spelled out: it cannot write to a screen what it likes."""
-    return "".join(
-        each.encode("unicode_escape").decode() if _is_control(each) else each for each in text
-    )
-
-
-def _is_control(character: str) -> bool:
-    hidden = ("Cc", "Cf", "Cs", "Zl", "Zp")
-    return character not in "\n\t" and unicodedata.category(character) in hidden
 
 
 def _barred(text: str) -> Iterator[str]:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import Any, cast, get_args
 
-from judges.human import harmless
+from judges.harmless import harmless
 from loop.context import Context, Rows
 from loop.settings import Alarms, Bell, Config, Role
 from store.database import Store

@@ -20,7 +20,7 @@ from rich.console import Console
 
 from judges.bench import Bench, examples
 from judges.contract import check
-from judges.human import harmless
+from judges.harmless import harmless
 from loop import config as configuration
 from loop import starters
 from loop.report import Table

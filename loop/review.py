@@ -16,7 +16,8 @@ from pathlib import Path
 from shlex import quote
 from typing import Any, cast
 
-from judges.human import KEYS, Human, harmless, in_order
+from judges.harmless import harmless
+from judges.human import KEYS, Human, in_order
 from loop import run
 from loop.context import Context, Rows
 from loop.evaluation import questions, under_test

@@ -6,13 +6,13 @@ cannot write to the screen what it likes; markup is off for the same reason.
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table as Grid
 
+from judges.harmless import harmless
 from loop.report import Table
 
 NOTHING = "-"
@@ -27,13 +27,7 @@ def line(console: Console, text: str = "") -> None:
 def legible(text: str) -> str:
     """Text with its control characters spelled out, and cut where it gets long."""
     shown = text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]} ... (--json has all)"
-    return "".join(
-        each.encode("unicode_escape").decode() if _is_control(each) else each for each in shown
-    )
-
-
-def _is_control(character: str) -> bool:
-    return character not in "\n\t" and unicodedata.category(character) in ("Cc", "Cf", "Cs")
+    return harmless(shown)
 
 
 def block(console: Console, heading: str, text: str) -> None:
