@@ -10,7 +10,8 @@ import asyncio
 import atexit
 import inspect
 import threading
-from collections.abc import Callable, Coroutine, Sequence
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -82,6 +83,38 @@ def _run_here(coroutine: Coroutine[Any, Any, list[Any]]) -> list[Any]:
         atexit.register(_OWN.runner.close)
     answers: list[Any] = _OWN.runner.run(coroutine)
     return answers
+
+
+def timed(method: Callable[..., Any], *given: Any, **named: Any) -> Callable[[], Any]:
+    """A question that can be asked later: its answer and the seconds it took."""
+
+    def ask() -> Any:
+        began = time.perf_counter()
+        returned = method(*given, **named)
+        if isinstance(returned, Awaitable):
+            return _awaited(returned, began)
+        return returned, time.perf_counter() - began
+
+    return ask
+
+
+async def _awaited(returned: Awaitable[Any], began: float) -> tuple[Any, float]:
+    answer = await returned
+    return answer, time.perf_counter() - began
+
+
+def unlike(asked: Sequence[int], judged: Sequence[int]) -> str | None:
+    """How the candidates that were judged are not those asked about; None when they are.
+
+    A dropped one must not shift the rest, so they are compared by id.
+    """
+    if sorted(asked) == sorted(judged):
+        return None
+    lost, strange = sorted({*asked} - {*judged}), sorted({*judged} - {*asked})
+    return (
+        f"was given {len(asked)} candidates and gave {len(judged)} judgements; "
+        f"without one: {lost[:10]}; not asked: {strange[:10]}"
+    )
 
 
 def stop_when_told(call: Call) -> None:

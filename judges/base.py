@@ -7,14 +7,13 @@ at once and keeping what was said as verdicts is done here.
 from __future__ import annotations
 
 import math
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any, Literal
 
-from judges.asking import ask_all
+from judges.asking import ask_all, timed
 from judges.comparing import ComparingJudge, Shown
 from roles.protocols import Policy
 from store.records import (
@@ -76,7 +75,7 @@ class PointwiseJudge(ABC):
     ) -> list[Judgement]:
         asked = [(group.prompt, one) for group in groups for one in group.candidates]
         answers = ask_all(
-            [_timed(self.score, prompt, one, policy, call) for prompt, one in asked],
+            [timed(self.score, prompt, one, policy, call) for prompt, one in asked],
             limit=self.concurrency,
             call=call,
         )
@@ -139,7 +138,7 @@ class PairwiseJudge(ComparingJudge):
     def compare(self, shown: Sequence[Shown], policy: Policy | None, call: Call) -> list[Verdict]:
         answers = ask_all(
             [
-                _timed(self.prefer, prompt, first, second, policy, call)
+                timed(self.prefer, prompt, first, second, policy, call)
                 for prompt, first, second in shown
             ],
             limit=self.concurrency,
@@ -183,21 +182,3 @@ def _finite(judge: object, score: Any) -> float | None:
     if not math.isfinite(score):
         raise ValueError(f"{name} returned {score!r}; a score is a finite number")
     return float(score)
-
-
-def _timed(method: Any, *arguments: Any) -> Any:
-    """A question that can be asked later: its answer and the seconds it took."""
-
-    def ask() -> Any:
-        began = time.perf_counter()
-        returned = method(*arguments)
-        if isinstance(returned, Awaitable):
-            return _awaited(returned, began)
-        return returned, time.perf_counter() - began
-
-    return ask
-
-
-async def _awaited(returned: Awaitable[Any], began: float) -> tuple[Any, float]:
-    answer = await returned
-    return answer, time.perf_counter() - began

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
+from judges.asking import unlike
 from judges.models import Models, other_model
 from roles import plugins
 from roles.protocols import Judge, Policy
@@ -124,14 +125,9 @@ class Panel:
         # Its own place in the run: two members that ask the same do not draw the same.
         own = replace(call, stage=f"{call.stage}/{member.name}", progress=progress)
         concluded = member.judge.judge(groups, _model_of(member, policy), own)
-        asked = sorted(one.id for group in groups for one in group.candidates)
-        judged = sorted(each.candidate_id for each in concluded)
-        if asked != judged:
-            lost, strange = sorted(set(asked) - set(judged)), sorted(set(judged) - set(asked))
-            raise RuntimeError(
-                f"{member.name!r} of the panel was given {len(asked)} candidates and gave "
-                f"{len(judged)} judgements; without one: {lost[:10]}; not asked: {strange[:10]}"
-            )
+        asked = [one.id for group in groups for one in group.candidates]
+        if (wrong := unlike(asked, [each.candidate_id for each in concluded])) is not None:
+            raise RuntimeError(f"{member.name!r} of the panel {wrong}")
         return {each.candidate_id: each for each in concluded}
 
     def _concluded(

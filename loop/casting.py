@@ -32,8 +32,6 @@ def load_roles(config: Config) -> dict[int, Any]:
         _check_command(name, command)
     for role, table in wanted:
         _check_own(role, table)
-        if role == "judge" and table.model is not None:
-            check_model(config, table.use, table.model)
     made = {id(table): plugins.load(role, table.use, table.options) for role, table in wanted}
     for role, table in wanted:
         if role == "judge":

@@ -16,6 +16,7 @@ from typing import Any, cast, get_args
 
 from judges.harmless import harmless
 from loop.context import Context, Rows
+from loop.measure import correlation
 from loop.settings import Alarms, Bell, Config, Role
 from store.database import Store
 from store.errors import UserError
@@ -136,12 +137,8 @@ def _length(scored: Sequence[Mapping[str, Any]]) -> Iterator[Health]:
         groups[row["asked"]].append((row["score"], float(row["tokens"])))
     several = [group for group in groups.values() if len(group) > 1]
     pairs = [pair for group in several for pair in _centred(group)]
-    of_scores = math.fsum(score * score for score, _ in pairs)
-    of_lengths = math.fsum(length * length for _, length in pairs)
-    if of_scores > 0 and of_lengths > 0:
-        together = math.fsum(score * length for score, length in pairs)
-        value = max(-1.0, min(1.0, together / math.sqrt(of_scores * of_lengths)))
-        yield Health(metric="length", value=value, n=len(pairs))
+    if (found := correlation(pairs)) is not None:
+        yield Health(metric="length", value=found, n=len(pairs))
 
 
 def _centred(group: Sequence[tuple[float, float]]) -> Iterator[tuple[float, float]]:

@@ -6,6 +6,7 @@ resampling prompts, because the answers to one prompt are not independent.
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -239,6 +240,19 @@ def _gain(group: Sequence[Answer], liked: Sequence[Answer]) -> float | None:
         if like.score == max(known) and answer.score is not None
     ]
     return _mean(best) - mean if best else None
+
+
+def correlation(pairs: Sequence[tuple[float, ...]]) -> float | None:
+    """Pearson's. None where one side does not vary."""
+    if len(pairs) < 2:
+        return None
+    means = [statistics.fmean(side) for side in zip(*pairs, strict=True)]
+    apart = [(a - means[0], b - means[1]) for a, b in pairs]
+    of_a, of_b = (math.fsum(each[side] ** 2 for each in apart) for side in (0, 1))
+    if of_a == 0 or of_b == 0:
+        return None
+    together = math.fsum(a * b for a, b in apart)
+    return max(-1.0, min(1.0, together / math.sqrt(of_a * of_b)))
 
 
 def by_prompt(answers: Sequence[Answer], split: Split, *, greedy: bool) -> list[list[Answer]]:

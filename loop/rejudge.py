@@ -7,7 +7,6 @@ after are what they were. The other judge's judgements are rows like any, under 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -22,6 +21,7 @@ from loop import config as configuration
 from loop import meant, run
 from loop.context import Context, Rows
 from loop.health import keep_health
+from loop.measure import correlation
 from loop.progress import Progress
 from loop.report import Table
 from loop.review import Person, Pile, ask_for, pile
@@ -244,18 +244,6 @@ def compared(store: Store, rows: Rows, judges: tuple[str, str]) -> Table:
 
 def _scores(judgements: Sequence[Judgement]) -> dict[int, float | None]:
     return {each.candidate_id: each.score for each in judgements}
-
-
-def correlation(pairs: Sequence[tuple[float, ...]]) -> float | None:
-    """Pearson's. None where one side does not vary."""
-    if len(pairs) < 2:
-        return None
-    means = [fmean(side) for side in zip(*pairs, strict=True)]
-    apart = [(a - means[0], b - means[1]) for a, b in pairs]
-    of_a, of_b = (math.fsum(each[side] ** 2 for each in apart) for side in (0, 1))
-    if of_a == 0 or of_b == 0:
-        return None
-    return math.fsum(a * b for a, b in apart) / math.sqrt(of_a * of_b)
 
 
 def ranks(values: Sequence[float]) -> list[float]:

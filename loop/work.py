@@ -14,6 +14,7 @@ from typing import Any, cast
 
 from pydantic import TypeAdapter
 
+from judges.asking import unlike
 from loop.asked import Asking
 from loop.context import Context, Rows
 from loop.health import keep_health, refuse_unscored
@@ -24,7 +25,6 @@ from store.records import (
     Checkpoint,
     Example,
     Group,
-    Judgement,
     Prompt,
     Round,
     Split,
@@ -181,7 +181,9 @@ def _judge(
         alone = role.model is None and not getattr(judging, "models", ())
         call = context.call(rows.round, rows.track, "judge")
         concluded = judging.judge(groups, None if alone else cast(Policy, asked), call)
-    _refuse_others(groups, concluded, role.use)
+    given = [each.id for group in groups for each in group.candidates]
+    if (wrong := unlike(given, [each.candidate_id for each in concluded])) is not None:
+        raise RuntimeError(f"judge {role.use!r} {wrong}")
     if needed:
         known = partial(context.store.score_counts, *rows.key, role.label)
         refuse_unscored(context.config.alarms, role, rows.track, known, concluded)
@@ -196,18 +198,6 @@ def without_thinking(group: Group) -> Group:
     """The group as a judge sees it to whom thoughts are hidden."""
     shown = (replace(each, text=THOUGHT.sub("", each.text).strip()) for each in group.candidates)
     return replace(group, candidates=tuple(shown))
-
-
-def _refuse_others(groups: Sequence[Group], concluded: Sequence[Judgement], judge: str) -> None:
-    """Compare the candidates asked with those judged: a dropped one must not shift the rest."""
-    asked = sorted(each.id for group in groups for each in group.candidates)
-    judged = sorted(judgement.candidate_id for judgement in concluded)
-    if asked != judged:
-        lost, strange = sorted(set(asked) - set(judged)), sorted(set(judged) - set(asked))
-        raise RuntimeError(
-            f"judge {judge!r} was given {len(asked)} candidates and gave {len(judged)} judgements; "
-            f"without one: {lost[:10]}; not asked: {strange[:10]}"
-        )
 
 
 def train_model(context: Context, round: Round, model: str, examples: Sequence[Example]) -> None:

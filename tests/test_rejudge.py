@@ -19,7 +19,8 @@ from typer.testing import CliRunner, Result
 from loop import config as configuration
 from loop import run
 from loop.cli import app
-from loop.rejudge import correlation, ranks
+from loop.measure import correlation
+from loop.rejudge import ranks
 from loop.screen import figure
 from runs import HERE, SCRIPTED, everything, go_on, scripted_toml, start
 from store.database import Store

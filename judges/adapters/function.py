@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import inspect
 import sys
-import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from judges.asking import timed
 from roles import plugins
 from store.errors import UserError
 
@@ -51,21 +51,8 @@ class Function:
         return {each.name: offered[each.name] for each in named if each.name in offered}
 
     def question(self, *given: Any, **named: Any) -> Callable[[], Any]:
-        """A call that can be made later (judges.asking): what it returned, and the seconds."""
-
-        def ask() -> Any:
-            began = time.perf_counter()
-            returned = self.code(*given, **named)
-            if isinstance(returned, Awaitable):
-                return _awaited(returned, began)
-            return returned, time.perf_counter() - began
-
-        return ask
-
-
-async def _awaited(returned: Awaitable[Any], began: float) -> tuple[Any, float]:
-    answer = await returned
-    return answer, time.perf_counter() - began
+        """A call that can be made later: what it returned, and the seconds."""
+        return timed(self.code, *given, **named)
 
 
 def find(what: str, spec: str, default: str | None = None) -> Any:
