@@ -10,7 +10,7 @@ import json
 import math
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import fmean
@@ -78,7 +78,7 @@ class ImplicitReward:
         judged = [(group.prompt, one) for group in groups for one in group.candidates]
         prompts = {prompt.digest: prompt for prompt, _ in judged}
         written = {digest: policy.prompt_ids(prompt) for digest, prompt in prompts.items()}
-        failed = {one.id: why for prompt, one in judged if (why := _unfit(policy, prompt, one))}
+        failed = _unfit(policy, prompts, judged)
         scored = [each for each in judged if each[1].id not in failed]
         ends = {one.id: self._ends(policy, one) for _, one in scored}
         own = _logprobs(policy, scored, call)
@@ -88,7 +88,7 @@ class ImplicitReward:
                 f"judge 'implicit_reward' compares the model with {self.reference!r}, which writes "
                 "prompts in other tokens; both need one tokenizer and chat template"
             )
-        failed |= {one.id: why for prompt, one in scored if (why := _unfit(reference, prompt, one))}
+        failed |= _unfit(reference, prompts, scored)
         scored = [each for each in scored if each[1].id not in failed]
         held = _logprobs(reference, scored, call)
         seconds = (time.perf_counter() - began) / max(len(judged), 1)
@@ -177,8 +177,16 @@ def _open_to_see(model: Policy | None, name: str) -> Policy:
     return cast(Policy, model)
 
 
-def _unfit(policy: Policy, prompt: Prompt, candidate: Candidate) -> str | None:
-    """Why a candidate cannot be scored; None when it can."""
+def _unfit(
+    policy: Policy, prompts: Mapping[str, Prompt], judged: Sequence[tuple[Prompt, Candidate]]
+) -> dict[int, str]:
+    """Candidate id -> why it cannot be scored, of those that cannot. prompts: by their digests."""
+    rooms = {digest: policy.room(prompt) for digest, prompt in prompts.items()}
+    found = {one.id: _too_little_or_much(one, rooms[prompt.digest]) for prompt, one in judged}
+    return {key: why for key, why in found.items() if why}
+
+
+def _too_little_or_much(candidate: Candidate, room: int) -> str | None:
     mask = candidate.trained_mask
     if not candidate.token_ids or (mask is not None and not any(mask)):
         return "the answer has no token that a model wrote"
@@ -186,7 +194,7 @@ def _unfit(policy: Policy, prompt: Prompt, candidate: Candidate) -> str | None:
         raise ValueError(
             f"candidate {candidate.id}: {len(candidate.token_ids)} tokens, a mask of {len(mask)}"
         )
-    if (more := len(candidate.token_ids) - policy.room(prompt)) > 0:
+    if (more := len(candidate.token_ids) - room) > 0:
         return f"prompt and answer are {more} tokens too long for the context"
     return None
 

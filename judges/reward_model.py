@@ -26,7 +26,7 @@ class RewardModel:
 
     path: a folder or a Hub id; only safetensors are loaded.
     label: which of the model's labels is the score, where it has several.
-    batch_tokens: how many tokens a pass takes, padding included.
+    batch_tokens: how many tokens a pass takes, padding and what it keeps of prompts included.
     dtype: auto is float32 on a CPU and elsewhere that of the stored weights. In float32 a score
     does not depend on what else is in its batch (to 1e-5); in bfloat16 it does (by 0.03, measured
     where scores reach 7).
@@ -51,19 +51,22 @@ class RewardModel:
     def judge(
         self, groups: Sequence[Group], policy: Policy | None = None, call: Call = ALONE
     ) -> list[Judgement]:
-        """Every answer in batches of like length; the policy is not asked."""
+        """Every answer, those of a group after one reading of their prompt; the policy is not
+        asked."""
         judged = [(group.prompt, one) for group in groups for one in group.candidates]
         read = {one.id: self.model.ids(prompt, one.text) for prompt, one in judged}
         failed = {key: why for key, ids in read.items() if (why := self._unfit(ids))}
         fitting = {key: ids for key, ids in read.items() if ids and key not in failed}
         began = time.perf_counter()
-        logits = self.model.logits(list(fitting.values()), self.batch_tokens, call)
+        conversations = [
+            [fitting[one.id] for one in group.candidates if one.id in fitting] for group in groups
+        ]
+        logits = self.model.logits(conversations, self.batch_tokens, call)
         seconds = (time.perf_counter() - began) / max(len(fitting), 1)
-        found = dict(zip(fitting, logits, strict=True))
         return [
             _failure(one.id, failed[one.id])
             if one.id in failed
-            else _scored(prompt, one, found[one.id], seconds)
+            else _scored(prompt, one, logits[fitting[one.id]], seconds)
             for prompt, one in judged
         ]
 

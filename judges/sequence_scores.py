@@ -1,29 +1,39 @@
 """A sequence-classification model, and its logits of whole conversations.
 
+Conversations of one prompt begin alike, and a model that reads from left to right reads that
+beginning once for all of them.
 Checked when it is made, so that what is wrong with it is said before a run begins; its weights are
 loaded at the first conversation.
 """
 
 from __future__ import annotations
 
-import gc
 import hashlib
 from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from judges.asking import stop_when_told
+from kernels.causal import alike, backbone, few_ids
+from kernels.grouped_hidden import grouped_hidden, shared_room
+from kernels.matmul import fast_float32
 from roles.policy import devices
 from roles.policy.devices import Device
 from roles.policy.folders import quiet
+from roles.policy.scoring import Ids, batches
 from roles.policy.turns import closing_ids, conversation_ids
 from store.errors import UserError
 from store.records import Call, Prompt
+
+_END: Ids = (0,)
+"""Stands behind a conversation: what would predict it is what is read at the last token."""
 
 _FETCHED = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
 
@@ -48,6 +58,7 @@ class SequenceScores:
         self._closing = closing_ids(self._tokenizer)
         self._pad_id = self._padding(path)
         self._weights: Any = None
+        self._scored_apart: bool | None = None
         if not any(self.folder.glob("*.safetensors")):
             raise UserError(
                 f"the reward model {path!r} has no safetensors; other weights can run code and are "
@@ -62,50 +73,79 @@ class SequenceScores:
         found = getattr(self._config.get_text_config(), "max_position_embeddings", None)
         return None if found is None else int(found)
 
-    def ids(self, prompt: Prompt, answer: str) -> list[int] | None:
+    def ids(self, prompt: Prompt, answer: str) -> Ids | None:
         """The conversation that ends with this answer, its turn closed; None when the chat template
         does not write the answer as it is."""
-        return conversation_ids(self._tokenizer, prompt, answer, self._closing)
+        found = conversation_ids(self._tokenizer, prompt, answer, self._closing)
+        return None if found is None else tuple(found)
 
     def logits(
-        self, conversations: Sequence[Sequence[int]], batch_tokens: int, call: Call
-    ) -> list[float]:
-        """The label's logit of each, in order. A pass takes batch_tokens, or one conversation."""
-        order = sorted(range(len(conversations)), key=lambda at: (len(conversations[at]), at))
-        found: dict[int, float] = {}
-        while order:
-            stop_when_told(call)
-            rows = 1
-            while (
-                rows < len(order) and (rows + 1) * len(conversations[order[rows]]) <= batch_tokens
-            ):
-                rows += 1
-            batch, order = order[:rows], order[rows:]
-            scored = self._pass([conversations[at] for at in batch])
-            found |= zip(batch, scored, strict=True)
-            call.progress(len(found), len(conversations))
-        return [found[at] for at in range(len(conversations))]
+        self, groups: Sequence[Sequence[Ids]], batch_tokens: int, call: Call
+    ) -> dict[Ids, float]:
+        """The label's logit of each conversation. Those of a group share their beginning.
+
+        A pass takes batch_tokens, what it keeps of beginnings included, or one conversation.
+        """
+        stop_when_told(call)
+        found: dict[Ids, float] = {}
+        with torch.inference_mode(), fast_float32():
+            apart = self._scores_apart
+            read = {ids: self._read(ids) if apart else ids for group in groups for ids in group}
+            alone = {ids: [_END] for ids in read}
+            begun = _begun([[read[ids] for ids in group] for group in groups]) if apart else alone
+            for batch in batches(begun, batch_tokens):
+                stop_when_told(call)
+                found |= self._apart(batch, batch_tokens) if apart else self._whole(list(batch))
+                call.progress(len(found), sum(map(len, begun.values())))
+        return {ids: found[until] for ids, until in read.items()}
 
     def close(self) -> None:
         """Free the memory of the weights."""
         self._weights = None
-        if self._device.type == "cuda":
-            gc.collect()
-            torch.cuda.empty_cache()
+        devices.give_back()
 
-    def _pass(self, rows: Sequence[Sequence[int]]) -> list[float]:
+    def _read(self, ids: Ids) -> Ids:
+        """What of a conversation is read: to the last token that does not pad."""
+        end = max((place for place, token in enumerate(ids, 1) if token != self._pad_id), default=1)
+        return ids[:end]
+
+    def _apart(self, batch: dict[Ids, list[Ids]], batch_tokens: int) -> dict[Ids, float]:
+        grouped = grouped_hidden(
+            self._model, list(batch), list(batch.values()), budget=batch_tokens
+        )
+        last_SH = grouped.hidden[grouped.cu_seqlens[1:] - 1]
+        rows = [(*start, *rest[:-1]) for start, several in batch.items() for rest in several]
+        return self._labelled(rows, self._model.score(last_SH))
+
+    def _whole(self, rows: Sequence[Ids]) -> dict[Ids, float]:
         # On the right: a causal model then reads nothing of it before an answer's last token.
         input_ids = torch.full((len(rows), max(map(len, rows))), self._pad_id)
         mask = torch.zeros_like(input_ids)
         for at, row in enumerate(rows):
             input_ids[at, : len(row)] = torch.tensor(row)
             mask[at, : len(row)] = 1
-        with torch.inference_mode():
-            logits_BL = self._model(
-                input_ids=input_ids.to(self._device), attention_mask=mask.to(self._device)
-            ).logits
-        scored: list[float] = logits_BL[:, self.label].float().tolist()
-        return scored
+        logits_BL = self._model(
+            input_ids=input_ids.to(self._device), attention_mask=mask.to(self._device)
+        ).logits
+        return self._labelled(rows, logits_BL)
+
+    def _labelled(self, rows: Sequence[Ids], logits_SL: torch.Tensor) -> dict[Ids, float]:
+        return dict(zip(rows, logits_SL[:, self.label].float().tolist(), strict=True))
+
+    @property
+    def _scores_apart(self) -> bool:
+        """Whether a logit is what `score` makes of the last token's hidden state, and that can be
+        had from a shared beginning: as the model's classes say, held once to its own logits."""
+        if self._scored_apart is None:
+            score = getattr(self._model, "score", None)
+            self._scored_apart = type(score) is nn.Linear and shared_room(self._model) > 0
+            if self._scored_apart:
+                ids_BT = few_ids(self._model, 6)
+                ids_BT = ids_BT[ids_BT != self._pad_id][None]
+                hidden_BTH = backbone(self._model)(input_ids=ids_BT).last_hidden_state
+                own_BL = self._model(input_ids=ids_BT).logits
+                self._scored_apart = alike(own_BL, self._model.score(hidden_BTH[:, -1]))
+        return self._scored_apart
 
     @property
     def _model(self) -> Any:
@@ -127,6 +167,22 @@ class SequenceScores:
                 "an answer; set pad_token_id in its config.json to the one it was trained with"
             )
         return int(text.pad_token_id)
+
+
+def _begun(groups: Sequence[Sequence[Ids]]) -> dict[Ids, list[Ids]]:
+    """How conversations of a group begin -> the rest of each and _END; each conversation once."""
+    begun: dict[Ids, list[Ids]] = {}
+    seen: set[Ids] = set()
+    for group in groups:
+        fresh = [ids for ids in dict.fromkeys(group) if ids not in seen]
+        seen.update(fresh)
+        # What the first and the last in order have in common all between them have.
+        pairs = zip(min(fresh, default=()), max(fresh, default=()), strict=False)
+        shared = tuple(one for one, _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+        for ids in fresh:
+            start = shared or ids
+            begun.setdefault(start, []).append((*ids[len(start) :], *_END))
+    return begun
 
 
 def _located(path: str) -> tuple[Path, str | None]:

@@ -103,6 +103,7 @@ def begin(config: Config, runs: Path, name: str) -> Path:
         number += 1
         root = runs / f"{stem}-{number}"
     new = [each for each in root.parents if not each.exists()]
+    now = versions()
     try:
         for folder in (root, root / "checkpoints", root / "logs"):
             folder.mkdir(parents=True)
@@ -115,7 +116,7 @@ def begin(config: Config, runs: Path, name: str) -> Path:
                 config=config.model_dump(mode="json"),
                 identity=config.identity,
                 seed=config.seed,
-                versions=versions(),
+                versions=now,
             )
         )
         store.close()
@@ -159,14 +160,20 @@ def _write_config(root: Path, config: Config) -> None:
 
 
 def versions() -> dict[str, str]:
-    """Of Python, the packages that matter, and a digest of our own code."""
+    """Of Python, the packages that matter, our own code (a digest) and what multiplies."""
+    from roles.policy import devices
+
     home = Path(__file__).resolve().parent.parent
     code = hashlib.sha256()
     for name in names.OURS:
-        for file in sorted((home / name).rglob("*.py")):
+        for file in sorted(file for kind in ("*.py", "*.c") for file in (home / name).rglob(kind)):
             code.update(file.read_bytes())
     found = {package: version(package) for package in PACKAGES}
-    return found | {"python": platform.python_version(), "code": code.hexdigest()[:16]}
+    return found | {
+        "python": platform.python_version(),
+        "code": code.hexdigest()[:16],
+        "arithmetic": devices.arithmetic(),
+    }
 
 
 def drive(root: Path, progress: Progress, roles: dict[int, Any], config: Config) -> Outcome:
@@ -180,7 +187,9 @@ def drive(root: Path, progress: Progress, roles: dict[int, Any], config: Config)
         os.environ[key] = "false"
     with at_work(root, progress, roles, config) as context:
         _refuse_changed_weights(context.store, config)
-        context.store.note_versions(versions())
+        now = versions()
+        progress.say(now["arithmetic"])
+        context.store.note_versions(now)
         context.store.set_status("running")
         return _drive(context)
 

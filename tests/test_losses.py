@@ -411,12 +411,14 @@ def test_a_token_price_takes_weight_off_pairs_whose_chosen_answer_is_longer(
         assert norm(pair, 0.3) / norm(pair, 0.0) == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.parametrize("names", ["all", "robust"])
 def test_a_pair_of_weight_2_beside_one_of_weight_0_is_the_first_one_alone_to_every_part(
-    setting: Setting, tmp_path: Path
+    setting: Setting, tmp_path: Path, names: str
 ) -> None:
     one, two, *_ = setting.pairs
+    every = [name for name in losses.LOSSES if name not in losses.SORTING]
     options = {
-        "loss": [name for name in losses.LOSSES if name not in losses.SORTING],
+        "loss": every if names == "all" else names,
         "label_smoothing": 0.01,
         "nll_weight": 1.0,
         "nll": "sequence",
@@ -544,18 +546,17 @@ def test_mismatched_answers_come_from_other_prompts_of_the_batch_and_end_with_th
     from roles.trainers.labelled import mismatched_rows
 
     def row(prompt: int, answer: list[int]) -> Tokens:
-        ids = np.array([prompt, prompt, *answer])
-        return Tokens(ids, np.array([False, False, *[True] * len(answer)]))
+        return Tokens((prompt, prompt), tuple(answer), (True,) * len(answer))
 
     # The first two and the next two are of one prompt; the fifth is a batch of its own.
     rows = [row(1, [10]), row(1, [11, 11]), row(2, [20]), row(2, [21, 21, 21]), row(3, [30])]
-    made = mismatched_rows(rows, [1, 2, 1, 3, 1], [[0, 1, 2, 3], [4]], 4)
-    assert [each.ids.tolist() for each in made] == [
-        [1, 1, 20],
-        [1, 1, 21, 21],
-        [2, 2, 10],
-        [2, 2, 11, 11],
-        [3, 3, 10],
+    made = mismatched_rows(rows, [[0, 1, 2, 3], [4]], 4)
+    assert [each.ids for each in made] == [
+        (1, 1, 20),
+        (1, 1, 21, 21),
+        (2, 2, 10),
+        (2, 2, 11, 11),
+        (3, 3, 10),
     ]
     assert [each.tokens for each in made] == [1, 2, 1, 2, 1]
 

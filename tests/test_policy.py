@@ -16,9 +16,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
+from kernels.sampling import uniforms
 from roles import plugins
 from roles.policy.embedded import build
-from roles.policy.sampling import uniforms
 from roles.policy.transformers import TransformersEngine, TransformersPolicy
 from roles.protocols import Engine, Policy
 from store.errors import UserError

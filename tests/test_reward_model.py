@@ -17,7 +17,14 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
+    GPT2Config,
+    GPT2ForSequenceClassification,
+)
 
 import small_model
 from judges.reward_model import RewardModel
@@ -166,6 +173,60 @@ def test_a_score_does_not_depend_on_what_else_is_scored(rewarding: Path, base: C
     single = [scores(together.judge([group], None, CALL)) for group in groups[::-1]][::-1]
     assert found == pytest.approx([each for group in single for each in group], abs=1e-5)
     assert len({round(each, 3) for each in found}) > 20, "the scores tell nothing apart"
+
+
+def test_what_answers_of_a_prompt_begin_with_passes_once(judge: RewardModel) -> None:
+    prompt = asked("say 7 " + "and not 8 " * 20)
+    group = answers("it is 7.", "7", "it is no other than 7.", "it is 7.", "8", prompt=prompt)
+    rows = [judge.model.ids(prompt, one.text) or () for one in group.candidates]
+    expected = scores(judge.judge([group], None, CALL))  # what the model can is found out here
+    assert expected[0] == expected[3]
+    passed: list[int] = []
+    hook = judge.model._model.get_input_embeddings().register_forward_pre_hook(
+        lambda _, given: passed.append(given[0].numel())
+    )
+    assert scores(judge.judge([group], None, CALL)) == expected
+    hook.remove()
+    begin = len(judge.model.ids(prompt, "") or ())
+    assert begin > 100
+    assert begin - 2 <= sum(passed) <= begin + 4 * (2 + max(map(len, rows)) - begin)
+
+
+def own_logits(folder: Path, rows: Sequence[Sequence[int] | None]) -> list[float]:
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    with torch.no_grad():
+        return [model(torch.tensor([row])).logits.item() for row in rows]
+
+
+@pytest.mark.parametrize("kind", ["learned positions", "both directions", "padded by its end"])
+def test_of_every_kind_of_model_a_score_is_its_own_logit(
+    kind: str, rewarding: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(rewarding, tmp_path / "kind"))
+    table = json.loads((folder / "config.json").read_text())
+    sizes = {"vocab_size": table["vocab_size"], "pad_token_id": table["pad_token_id"]}
+    torch.manual_seed(0)
+    if kind == "learned positions":
+        layers = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 80}
+        config = GPT2Config(**sizes, **layers, num_labels=1)
+        GPT2ForSequenceClassification(config).save_pretrained(folder)
+    elif kind == "both directions":
+        layers = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+        config = BertConfig(
+            **sizes, **layers, intermediate_size=48, num_labels=1, initializer_range=0.5
+        )
+        BertForSequenceClassification(config).save_pretrained(folder)
+    else:
+        table["pad_token_id"] = table["eos_token_id"]
+        (folder / "config.json").write_text(json.dumps(table))
+    found = RewardModel(str(folder), device="cpu")
+    group = answers("it is 7.", "7", "7", "it is so that it is seven.", "")
+    rows = [found.model.ids(group.prompt, one.text) for one in group.candidates]
+    expected = own_logits(folder, rows)
+    assert len({round(each, 4) for each in expected}) == 4
+    for tokens in (1, 40, 16384):
+        found.batch_tokens = tokens
+        assert scores(found.judge([group], None, CALL)) == pytest.approx(expected, abs=1e-5)
 
 
 def test_it_tells_apart_what_it_was_trained_to_on_prompts_it_never_saw(

@@ -252,6 +252,43 @@ def test_masked_tokens_are_not_trained(start: Checkpoint, tmp_path: Path) -> Non
     assert training.steps[0].loss == pytest.approx(-plain.mean().item(), abs=1e-5)
 
 
+def test_masked_tokens_of_a_pair_are_neither_trained_nor_scored(
+    start: Checkpoint, tmp_path: Path
+) -> None:
+    masked = []
+    for pair in make_examples(start, 3):
+        mask = tuple(index % 3 != 1 for index in range(len(pair.chosen.token_ids)))
+        masked.append(replace(pair, chosen=replace(pair.chosen, trained_mask=mask)))
+    found = {
+        at: train(small(nll_weight=0.5, micro_batch_size=size), masked, start, tmp_path / at)
+        for at, size in (("whole", 4), ("parts", 1))
+    }
+    logps = [
+        plain_logprobs(start, pair.prompt, pair.chosen.token_ids, pair.chosen.trained_mask)
+        for pair in masked
+    ]
+    for training in found.values():
+        for pair, each in zip(masked, logps, strict=True):
+            scored, _ = training.reference_logprobs[pair.id or 0]
+            assert scored == pytest.approx(each.sum().item(), abs=1e-4)
+        expected = math.log(2) - 0.5 * torch.cat(logps).mean().item()
+        assert training.steps[0].loss == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_training_in_bfloat16_that_is_gone_on_from_ends_as_an_undisturbed_one(
+    start: Checkpoint, tmp_path: Path
+) -> None:
+    examples = make_examples(start, 6)
+    trainer = replace(small(epochs=3.0, micro_batch_size=2), dtype="bfloat16")
+    whole = train(trainer, examples, start, tmp_path / "whole")
+    into, asked = tmp_path / "into", iter(range(1, 99))
+    stopping = replace(CALL, stopping=lambda: next(asked) == 3)
+    with pytest.raises(KeyboardInterrupt):
+        train(trainer, examples, start, into, call=stopping)
+    assert train(trainer, examples, start, into) == whole
+    assert weights(into) == weights(tmp_path / "whole")
+
+
 def test_demonstrations_are_trained_as_sampled_and_by_weight(
     start: Checkpoint, tmp_path: Path
 ) -> None:

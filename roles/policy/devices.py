@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING, Literal
 
 from store.errors import UserError
@@ -53,3 +55,39 @@ def prefers_bfloat16(device: torch.device) -> bool:
     import torch
 
     return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def give_back() -> None:
+    """Give memory that nobody holds any more back to the machine."""
+    import ctypes
+    import gc
+
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    elif sys.platform == "linux":
+        # glibc keeps what was freed between what is still held, and the next stage, whose tensors
+        # have other sizes, would come on top of it.
+        with suppress(AttributeError):  # of another C library
+            ctypes.CDLL(None).malloc_trim(0)
+
+
+def arithmetic() -> str:
+    """How the products that cost most are computed on this machine's device, in a sentence.
+
+    It hangs on the machine alone, and another way gives other last digits. Raises UserError where
+    RATCHET_FOLD asks for what is not to be had.
+    """
+    from kernels import fold, matmul
+
+    device = find("auto")
+    try:
+        said = fold.chosen(device).reason
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    if device.type == "cpu":
+        library = "oneDNN" if matmul.is_accurate() else "torch's own choice"
+        said += f"; float32 products by {library}"
+    return said

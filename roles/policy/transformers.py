@@ -1,37 +1,34 @@
 """Sample and score a checkpoint with Hugging Face transformers, in this process.
 
 One engine opens any number of checkpoints, one after the other. A policy reads its tokenizer when
-it first needs it and its weights at the first token it must sample or score. Everything that
-decides a token lies in sampling.py; `generate` around it is greedy and keeps the cache.
+it first needs it and its weights at the first token it must sample or score. decoding.py samples;
+what it cannot serve is left to `generate`, with the same draws, in more time.
 """
 
 from __future__ import annotations
 
-import gc
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 from roles.policy import adapters, devices
+from roles.policy.decoding import Decoder, Drawn, Row
 from roles.policy.devices import Device
 from roles.policy.encoding import prompt_ids
 from roles.policy.folders import quiet
 from roles.policy.sampling import KeyedDraw, StopStrings, shared_start
+from roles.policy.scoring import token_logprobs
 from store.errors import UserError
 from store.records import Checkpoint, Completion, FinishReason, Prompt, Sampling, TokenLogprobs
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
-
-# How many logits a scoring pass may hold at once: 512 MiB of them in fp32.
-_LOGITS_AT_ONCE = 2**27
 
 
 class TransformersEngine:
@@ -40,6 +37,8 @@ class TransformersEngine:
     dtype: "auto" is float32 on a CPU, where it is bit-stable, and elsewhere that of the stored
     weights (an adapter's: of its base's).
     batch_size: rows in one forward pass.
+    cache_gib: of keys and values, at most, that one batch of completions keeps, unless it is that
+    of a single one; None is 4 on a CPU, and elsewhere half of what the weights leave.
     threads: of the CPU, for all of torch; None leaves them as they are.
     """
 
@@ -49,11 +48,13 @@ class TransformersEngine:
         device: Device = "auto",
         batch_size: Annotated[int, Field(ge=1)] = 256,
         threads: Annotated[int, Field(ge=1)] | None = None,
+        cache_gib: Annotated[float, Field(gt=0)] | None = None,
     ) -> None:
         self.dtype = dtype
         self.device = device
         self.batch_size = batch_size
         self.threads = threads
+        self.cache_gib = cache_gib
 
     def open(self, checkpoint: Checkpoint) -> TransformersPolicy:
         """The checkpoint as a policy. Nothing is read before it is needed."""
@@ -67,51 +68,46 @@ class TransformersEngine:
             dtype = "float32"
         if dtype == "bfloat16":
             devices.check_bfloat16(device)
-        return TransformersPolicy(checkpoint, dtype, device, self.batch_size)
-
-
-@dataclass(frozen=True)
-class _Row:
-    """One completion to be sampled, and its place in the answer."""
-
-    place: tuple[int, int]
-    ids: list[int]
-    seed: int
-    room: int
+        return TransformersPolicy(checkpoint, dtype, device, self.batch_size, self.cache_gib)
 
 
 class TransformersPolicy:
     """One checkpoint, ready to sample and to score."""
 
     def __init__(
-        self, checkpoint: Checkpoint, dtype: str, device: torch.device, batch_size: int
+        self,
+        checkpoint: Checkpoint,
+        dtype: str,
+        device: torch.device,
+        batch_size: int,
+        cache_gib: float | None = None,
     ) -> None:
         self._checkpoint = checkpoint
         self._path = checkpoint.path
         self._dtype = dtype
         self._device = device
         self._batch_size = batch_size
+        self._cache_gib = cache_gib
         self._weights: Any = None
+        self._made_decoder: Decoder | None = None
 
     def sample(
         self, prompts: Sequence[Prompt], *, sampling: Sampling, seeds: Sequence[Sequence[int]]
     ) -> list[list[Completion]]:
         """One completion for each seed of each prompt, in order; equal seeds give equal ones."""
-        rows = []
+        asked: list[tuple[tuple[int, int], Row]] = []
         for place, (prompt, its_seeds) in enumerate(zip(prompts, seeds, strict=True)):
-            ids = self.prompt_ids(prompt)
+            ids = tuple(self.prompt_ids(prompt))
             room = min(sampling.max_tokens, self._room(ids))
             if room > 0:
-                rows += [_Row((place, n), ids, seed, room) for n, seed in enumerate(its_seeds)]
-        # By length, so that little is padding. Rows that the context cuts shorter than
-        # max_tokens do not share a batch with others: positions past the context may not exist.
-        rows.sort(key=lambda row: (len(row.ids), row.place))
+                asked += [((place, n), Row(ids, seed, room)) for n, seed in enumerate(its_seeds)]
+        # By length, so that little is padding.
+        asked.sort(key=lambda each: (len(each[1].prompt), each[0]))
         sampled: dict[tuple[int, int], Completion] = {}
-        while rows:
-            batch = [row for row in rows[: self._batch_size] if row.room == rows[0].room]
-            rows = rows[len(batch) :]
-            for row, completion in zip(batch, self._sample(batch, sampling), strict=True):
-                sampled[row.place] = completion
+        for batch in self._batches([row for _, row in asked]):
+            rows = [asked[n][1] for n in batch]
+            for n, completion in zip(batch, self._sample(rows, sampling), strict=True):
+                sampled[asked[n][0]] = completion
         return [
             [sampled[place, n] for n in range(len(its_seeds)) if (place, n) in sampled]
             for place, its_seeds in enumerate(seeds)
@@ -128,18 +124,18 @@ class TransformersPolicy:
 
         dropout_seed: keep the model's dropout on, drawn from this seed; None switches it off.
         """
-        starts = [self.prompt_ids(prompt) for prompt in prompts]
-        ends = [list(completion.token_ids) for completion in completions]
-        pairs = list(zip(starts, ends, strict=True))
-        order = sorted(range(len(pairs)), key=lambda n: (sum(map(len, pairs[n])), n))
-        scored: dict[int, TokenLogprobs] = {}
-        with torch.inference_mode(), self._dropout(dropout_seed):
-            while order:
-                batch = order[: self._rows_at_once([pairs[n] for n in order])]
-                order = order[len(batch) :]
-                for n, logps in zip(batch, self._score([pairs[n] for n in batch]), strict=True):
-                    scored[n] = TokenLogprobs(logprobs=tuple(logps))
-        return [scored[n] for n in range(len(pairs))]
+        if not prompts:
+            return []
+        written = {prompt.messages: prompt for prompt in prompts}
+        starts = {messages: self.prompt_ids(prompt) for messages, prompt in written.items()}
+        with self._dropout(dropout_seed):
+            scored = token_logprobs(
+                self._model,
+                [starts[prompt.messages] for prompt in prompts],
+                [completion.token_ids for completion in completions],
+                rows=self._batch_size,
+            )
+        return [TokenLogprobs(logprobs=tuple(logps)) for logps in scored]
 
     def write(self, text: str) -> Completion:
         """`text` as a completion that nobody sampled: encoded, with the end of turn."""
@@ -163,10 +159,8 @@ class TransformersPolicy:
 
     def close(self) -> None:
         """Free the memory of the weights; a later call would load them again."""
-        self._weights = None
-        if self._device.type == "cuda":
-            gc.collect()
-            torch.cuda.empty_cache()
+        self._weights = self._made_decoder = None
+        devices.give_back()
 
     @cached_property
     def _tokenizer(self) -> Any:
@@ -215,6 +209,18 @@ class TransformersPolicy:
             self._weights = model.to(self._device).eval()
         return self._weights
 
+    @property
+    def _decoder(self) -> Decoder:
+        if self._made_decoder is None:
+            self._made_decoder = Decoder(self._model)
+            if self._made_decoder.unserved is not None:
+                warnings.warn(
+                    f"{type(self._model).__name__} is sampled by transformers' generate, which "
+                    f"takes longer: {self._made_decoder.unserved}",
+                    stacklevel=1,
+                )
+        return self._made_decoder
+
     def _room(self, ids: Sequence[int]) -> int:
         return (2**31 if self._positions is None else self._positions) - len(ids)
 
@@ -228,90 +234,95 @@ class TransformersPolicy:
     def _config(self) -> Any:
         return AutoConfig.from_pretrained(adapters.base_path(self._checkpoint))
 
-    def _sample(self, rows: Sequence[_Row], sampling: Sampling) -> list[Completion]:
-        room = rows[0].room
-        draw = KeyedDraw([row.seed for row in rows], sampling, room, self._device)
+    def _batches(self, rows: Sequence[Row]) -> Iterator[list[int]]:
+        """Places of rows to sample together."""
+        served = [n for n, row in enumerate(rows) if self._serves(row)]
+        for batch in self._decoder.batches(
+            [rows[n] for n in served], self._batch_size, self._cache_bytes
+        ):
+            yield [served[n] for n in batch]
+        left = sorted(set(range(len(rows))).difference(served))
+        while left:
+            # Rows that the context cuts shorter than max_tokens do not share a batch with others:
+            # `generate` would run them past the context.
+            room = rows[left[0]].room
+            batch = [n for n in left if rows[n].room == room][: self._batch_size]
+            left = sorted(set(left).difference(batch))
+            yield batch
+
+    def _serves(self, row: Row) -> bool:
+        return self._decoder.serves(len(row.prompt) + row.room)
+
+    @property
+    def _cache_bytes(self) -> int:
+        if self._cache_gib is not None:
+            return int(self._cache_gib * 2**30)
+        if self._device.type != "cuda":
+            return 4 * 2**30
+        # Of all memory and not of what is free now, which may be other after a restart.
+        there = torch.cuda.get_device_properties(self._device).total_memory
+        return max(1, int(there - self._model.get_memory_footprint()) // 2)
+
+    def _sample(self, rows: Sequence[Row], sampling: Sampling) -> list[Completion]:
         stops = None
         if sampling.stop:
             stops = StopStrings(self._tokenizer, sampling.stop, self._end_ids, len(rows))
+        try:
+            if all(map(self._serves, rows)):
+                drawn = self._decoder.decode(
+                    rows,
+                    sampling,
+                    end_ids=self._end_ids,
+                    stops=stops,
+                    most=self._batch_size,
+                    bytes_at_once=self._cache_bytes,
+                )
+            else:
+                drawn = self._generate(rows, sampling, stops)
+        except FloatingPointError as error:
+            raise FloatingPointError(f"the weights in {str(self._path)!r} give {error}") from error
+        return [
+            self._completion(row, each, sampling) for row, each in zip(rows, drawn, strict=True)
+        ]
+
+    def _generate(
+        self, rows: Sequence[Row], sampling: Sampling, stops: StopStrings | None
+    ) -> list[Drawn]:
+        """The same from `generate`, for what decoding.py does not serve."""
+        draw = KeyedDraw([row.seed for row in rows], sampling)
         with torch.inference_mode():
             self._model.generate(
-                **shared_start(self._model, [row.ids for row in rows], self._pad_id),
-                generation_config=self._generation(room),
+                **shared_start(self._model, [row.prompt for row in rows], self._pad_id),
+                generation_config=self._generation(rows[0].room),
                 logits_processor=[draw],
                 stopping_criteria=[] if stops is None else [stops],
             )
         tokens_BT = torch.stack(draw.tokens, 1).tolist()
         logps_BT = torch.stack(draw.logprobs, 1).tolist()
-        ends = stops.ends if stops is not None else [None] * len(rows)
-        return [
-            self._completion(row, tokens_T, logps_T, end, sampling)
-            for row, tokens_T, logps_T, end in zip(rows, tokens_BT, logps_BT, ends, strict=True)
-        ]
+        drawn = []
+        for row, (tokens, logps) in enumerate(zip(tokens_BT, logps_BT, strict=True)):
+            # `generate` goes on until the last row of the batch ends.
+            stop_end = None if stops is None else stops.ends[row]
+            ends = [n for n, token in enumerate(tokens, 1) if token in self._end_ids]
+            end = min([len(tokens), *ends[:1], *([] if stop_end is None else [stop_end])])
+            drawn.append(Drawn(tokens[:end], logps[:end], stop_end))
+        return drawn
 
-    def _completion(
-        self,
-        row: _Row,
-        tokens: list[int],
-        logps: list[float],
-        stop_end: int | None,
-        sampling: Sampling,
-    ) -> Completion:
-        """A row cut where it ended; `generate` goes on until the last row of the batch ends."""
-        ends = [n for n, token in enumerate(tokens, 1) if token in self._end_ids][:1]
-        reason: FinishReason = "stop" if ends else "length"
-        end = ends[0] if ends else len(tokens)
-        if stop_end is not None and stop_end <= end:
-            reason, end = "stop_string", stop_end
-        text = self.decode(tokens[:end])
-        if reason == "stop_string":
+    def _completion(self, row: Row, drawn: Drawn, sampling: Sampling) -> Completion:
+        text = self.decode(drawn.tokens)
+        reason: FinishReason = "stop" if drawn.tokens[-1] in self._end_ids else "length"
+        if drawn.stop_end is not None:
+            reason = "stop_string"
             found = [text.find(string) for string in sampling.stop]
             text = text[: min((at for at in found if at >= 0), default=len(text))]
-        logprob = math.fsum(logps[:end])
-        if not math.isfinite(logprob):
-            raise FloatingPointError(f"the weights in {str(self._path)!r} give logits of NaN")
         return Completion(
             text=text,
-            token_ids=tuple(tokens[:end]),
+            token_ids=tuple(drawn.tokens),
             finish_reason=reason,
-            logprob=logprob,
+            logprob=math.fsum(drawn.logprobs),
             seed=row.seed,
             sampling=sampling,
         )
-
-    def _rows_at_once(self, pairs: Sequence[tuple[list[int], list[int]]]) -> int:
-        """How many of the first pairs to score together: bounded rows, and bounded logits."""
-        vocabulary = self._model.get_output_embeddings().weight.shape[0]
-        first = len(pairs[0][0])
-        rows = 0
-        for start, end in pairs[: self._batch_size]:
-            first = min(first, len(start))
-            positions = len(start) + len(end) - first + 1
-            if rows and (rows + 1) * positions * vocabulary > _LOGITS_AT_ONCE:
-                break
-            rows += 1
-        return rows
-
-    def _score(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[list[float]]:
-        width = max(len(start) + len(end) for start, end in pairs)
-        input_ids = torch.full((len(pairs), width), self._pad_id)
-        mask = torch.zeros_like(input_ids)
-        for n, (start, end) in enumerate(pairs):
-            input_ids[n, : len(start) + len(end)] = torch.tensor(start + end)
-            mask[n, : len(start) + len(end)] = 1
-        # The logits that predict completions; before the shortest prompt's end there are none.
-        kept = width - min(len(start) for start, _ in pairs) + 1
-        logits_BKV = self._model(
-            input_ids.to(self._device), attention_mask=mask.to(self._device), logits_to_keep=kept
-        ).logits
-        skipped = width - logits_BKV.shape[1]
-        return [
-            _token_logps(
-                logits_BKV[n, len(start) - 1 - skipped : len(start) + len(end) - 1 - skipped],
-                torch.tensor(end, device=self._device),
-            )
-            for n, (start, end) in enumerate(pairs)
-        ]
 
     @contextmanager
     def _dropout(self, seed: int | None) -> Iterator[None]:
@@ -326,10 +337,3 @@ class TransformersPolicy:
                 yield
             finally:
                 self._model.eval()
-
-
-def _token_logps(logits_TV: Tensor, ids_T: Tensor) -> list[float]:
-    logits_TV = logits_TV.float()
-    chosen_T = logits_TV.gather(1, ids_T.unsqueeze(1)).squeeze(1)
-    logps: list[float] = (chosen_T - logits_TV.logsumexp(-1)).tolist()
-    return logps

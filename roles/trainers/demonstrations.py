@@ -1,7 +1,7 @@
 """TRL's SFTTrainer on candidates as they were sampled.
 
-An example's weight scales its tokens' log-probabilities on the way from the model to TRL's loss,
-which is linear in them; the rest of the loss is TRL's.
+An example's weight scales its tokens' log-probabilities on the way to TRL's loss, which is linear
+in them; the rest of the loss is TRL's.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from datasets import Dataset
 from torch import Tensor
 from trl import SFTConfig, SFTTrainer
 
-from roles.trainers.guards import Guarded
+from roles.trainers.passing import Passing
 from roles.trainers.rows import pad
 from roles.trainers.supervised import Supervised
 from roles.trainers.training import Session, session
@@ -30,8 +30,10 @@ def train_demonstrations(
         return opened.run(lambda model: DemonstrationTrainer(model, opened))
 
 
-class DemonstrationTrainer(Guarded, SFTTrainer):  # type: ignore[misc]
+class DemonstrationTrainer(Passing, SFTTrainer):  # type: ignore[misc]
     """SFTTrainer whose data set is the numbers of the session's rows."""
+
+    stats = ("entropy", "is_top1")
 
     def __init__(self, model: Any, session: Session) -> None:
         self.session = session
@@ -48,7 +50,7 @@ class DemonstrationTrainer(Guarded, SFTTrainer):  # type: ignore[misc]
         padded = pad([row.chosen for row in rows])
         trained = padded.pop("completion_mask").bool()
         padded["labels"] = padded["input_ids"].masked_fill(~trained, -100)
-        padded["weight"] = torch.tensor([row.weight for row in rows])
+        padded["row"] = torch.tensor([item["row"] for item in batch])
         return padded
 
     def compute_loss(
@@ -58,10 +60,11 @@ class DemonstrationTrainer(Guarded, SFTTrainer):  # type: ignore[misc]
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        weight_B = inputs.pop("weight")
+        rows = [self.session.rows[number] for number in inputs.pop("row").tolist()]
 
         def weighted(**kwargs: Any) -> Any:
-            outputs = model(**kwargs)
+            outputs = self._outputs([row.chosen for row in rows], kwargs["labels"] != -100)
+            weight_B = outputs.log_probs.new_tensor([row.weight for row in rows])
             outputs.log_probs = outputs.log_probs * weight_B[:, None]
             return outputs
 

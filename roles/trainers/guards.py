@@ -18,6 +18,7 @@ import torch
 from transformers import Trainer, TrainerCallback
 from transformers.utils import logging as transformers_logging
 
+from kernels.matmul import fast_float32
 from roles.policy import adapters
 from roles.trainers import saves
 from roles.trainers.batches import Shuffled
@@ -51,7 +52,8 @@ class Guarded(Trainer):  # type: ignore[misc]
             super()._load_from_checkpoint(folder, model)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
-        loss = super().training_step(*args, **kwargs)
+        with fast_float32():
+            loss = super().training_step(*args, **kwargs)
         if not torch.isfinite(loss):
             raise Diverged(f"step {self.state.global_step + 1}: the loss is {loss.item()}")
         return loss

@@ -11,7 +11,6 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor
@@ -50,6 +49,8 @@ def train_labelled(
 class LabelledTrainer(Held, KTOTrainer):  # type: ignore[misc]
     """KTOTrainer without its tokenising, its mismatched pairs drawn from the whole step."""
 
+    stats = ("entropy", "mean_logit")
+
     def __init__(
         self,
         model: Any,
@@ -68,7 +69,6 @@ class LabelledTrainer(Held, KTOTrainer):  # type: ignore[misc]
         Random(session.call.seed_for("shuffle")).shuffle(order)
         self.mismatched = mismatched_rows(
             [row.chosen for row in session.rows],
-            [len(example.chosen.token_ids) for example in examples],
             [
                 order[at : at + options.batch_size]
                 for at in range(0, len(order), options.batch_size)
@@ -96,7 +96,7 @@ class LabelledTrainer(Held, KTOTrainer):  # type: ignore[misc]
     def _collate(self, batch: Sequence[dict[str, int]]) -> dict[str, Tensor]:
         numbers = [item["row"] for item in batch]
         known = [self.scores.known[number] for number in numbers]
-        padded = self._pad(numbers)
+        padded = pad([self.session.rows[number].chosen for number in numbers])
         padded["ref_logps"] = torch.tensor([row[1] for row in known])
         if self.calculate_KL:
             padded["ref_KL_logps"] = torch.tensor([row[3] for row in known])
@@ -104,22 +104,14 @@ class LabelledTrainer(Held, KTOTrainer):  # type: ignore[misc]
         padded["row"] = torch.tensor(numbers)
         return padded
 
-    def _pad(self, numbers: Sequence[int]) -> dict[str, Tensor]:
-        """The answers after their own prompts and, named KL_, after others', as TRL takes them."""
-        padded = pad([self.session.rows[number].chosen for number in numbers])
-        if self.calculate_KL:
-            others = pad([self.mismatched[number] for number in numbers])
-            padded |= {f"KL_{name}": tensor for name, tensor in others.items()}
-        return padded
+    def _asked(self, number: int) -> Sequence[Tokens]:
+        own = self.session.rows[number].chosen
+        return (own, self.mismatched[number]) if self.calculate_KL else (own,)
 
-    def _score(self, numbers: Sequence[int]) -> Sequence[tuple[float | None, ...]]:
+    def _known(self, number: int, logps: Sequence[Tensor]) -> tuple[float | None, ...]:
         """The answer's, None for the other side, and the mismatched answer's if there is one."""
-        batch = self._prepare_inputs(self._pad(numbers))
-        logps_B, mismatched_B = self.compute_ref_log_probs(self.model, batch)
-        if mismatched_B is None:
-            return [(logp, None) for logp in logps_B.tolist()]
-        pairs = zip(logps_B.tolist(), mismatched_B.tolist(), strict=True)
-        return [(logp, None, mismatched) for logp, mismatched in pairs]
+        own, *mismatched = (each.sum().item() for each in logps)
+        return (own, None, *mismatched)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         # The steps are the batches that mismatched answers were drawn from.
@@ -135,59 +127,54 @@ class LabelledTrainer(Held, KTOTrainer):  # type: ignore[misc]
         if not self.calculate_KL:
             return None
         if self.reference_point is None:
-            total, count = 0.0, 0
-            for each in self.step_batches:
-                whole = self._prepare_inputs({key: each[key] for key in each if key != "row"})
-                left_B = super()._compute_kl_logps(model, whole) - whole["ref_KL_logps"]
-                total, count = total + left_B.sum().item(), count + len(left_B)
-            self.reference_point = total / count
+            self.reference_point = self._drift()
         reference_B: Tensor = batch["ref_KL_logps"]
         return reference_B + self.reference_point
 
+    def _drift(self) -> float:
+        """How far the policy has left the reference, on average over the step's mismatched
+        answers."""
+        left: list[float] = []
+        for batch in self.step_batches:
+            numbers = batch["row"].tolist()
+            logps = self._logps([self.mismatched[number] for number in numbers])
+            for number, each in zip(numbers, logps, strict=True):
+                left.append(each.sum().item() - self.scores.known[number][3])
+        return sum(left) / len(left)
+
     def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
         numbers = inputs.pop("row").tolist()
-        held = self._held(model, numbers)
+        sides = [self.session.rows[number].chosen for number in numbers]
+        trained = inputs["completion_mask"]
 
-        def told_apart(**kwargs: Any) -> Any:
-            # Mismatched answers are passed without gradients, and are not the examples'.
-            return (held if torch.is_grad_enabled() else model)(**kwargs)
+        def held(**kwargs: Any) -> Any:
+            return self._held(sides, trained, numbers)
 
-        loss = super()._compute_loss(told_apart, inputs, return_outputs)
+        loss = super()._compute_loss(held, inputs, return_outputs)
         return loss * self._share(len(numbers))
 
 
 def mismatched_rows(
-    rows: Sequence[Tokens],
-    answers: Sequence[int],
-    batches: Sequence[Sequence[int]],
-    context: int | None,
+    rows: Sequence[Tokens], batches: Sequence[Sequence[int]], context: int | None
 ) -> list[Tokens]:
     """For each row its prompt and the answer of another row of its batch.
 
     Every answer of a batch is used once, turned by the smallest step at which fewest answers come
-    after their own prompt, of which a batch may have several. answers: how many ids of a row are
-    its answer. An answer is cut where the context ends, for it stands after a prompt that nobody
-    meant it for.
+    after their own prompt, of which a batch may have several. An answer is cut where the context
+    ends, for it stands after a prompt that nobody meant it for.
     """
     made: dict[int, Tokens] = {}
     for batch in batches:
         # A last batch of one takes the answer of the data's first row.
         among = batch if len(batch) > 1 else [*batch, batches[0][0]]
-        prompts = [rows[number].ids[: -answers[number]].tobytes() for number in among]
+        prompts = [rows[number].prompt for number in among]
 
-        def own(step: int, prompts: Sequence[bytes] = prompts) -> int:
+        def own(step: int, prompts: Sequence[tuple[int, ...]] = prompts) -> int:
             return sum(prompt == prompts[at - step] for at, prompt in enumerate(prompts))
 
         step = min(range(1, len(among)), key=own)
         for at, number in enumerate(batch):
-            other = among[at - step]
-            made[number] = _joined(rows[number], answers[number], rows[other], answers[other])
-    return [Tokens(each.ids[:context], each.trained[:context]) for _, each in sorted(made.items())]
-
-
-def _joined(prompt: Tokens, own: int, answer: Tokens, length: int) -> Tokens:
-    before = prompt.ids[:-own]
-    return Tokens(
-        np.concatenate([before, answer.ids[-length:]]),
-        np.concatenate([np.zeros(len(before), dtype=np.bool_), answer.trained[-length:]]),
-    )
+            prompt, other = rows[number].prompt, rows[among[at - step]]
+            room = None if context is None else context - len(prompt)
+            made[number] = Tokens(prompt, other.answer[:room], other.trained[:room])
+    return [each for _, each in sorted(made.items())]

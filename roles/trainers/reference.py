@@ -10,18 +10,22 @@ from __future__ import annotations
 import json
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from trl.trainer.utils import FusedCausalLMOutput
 
-from roles.policy import adapters
+from kernels.matmul import fast_float32
+from roles.policy import adapters, devices
+from roles.policy.scoring import Ids, at_once, batches
 from roles.trainers import saves
-from roles.trainers.guards import Guarded
-from roles.trainers.training import Session, release
+from roles.trainers.passing import Passing
+from roles.trainers.rows import Tokens
+from roles.trainers.training import Session
 from store.records import Checkpoint, Training
 
 _PER_ROOT_TOKEN = {torch.float32: 1e-3, torch.bfloat16: 0.3}
@@ -75,7 +79,7 @@ def train_held(
     scores = Scores(session.saves / "reference.json")
     if not own and not base and not scores.known:
         make(session.model(reference), session, scores, own)
-        release()
+        devices.give_back()
 
     def scoring(model: Any) -> Any:
         # It scores while it is made: an adapter's base is the same model with that off.
@@ -85,7 +89,7 @@ def train_held(
     return session.run(scoring, scores.by_example)
 
 
-class Held(Guarded):
+class Held(Passing):
     """A TRL trainer whose data set is the numbers of the session's rows."""
 
     session: Session
@@ -96,45 +100,72 @@ class Held(Guarded):
     """The micro-batches of the step at hand."""
 
     @abstractmethod
-    def _score(self, numbers: Sequence[int]) -> Sequence[tuple[float | None, ...]]:
-        """What `scores` keeps of these rows, the ids left out."""
+    def _asked(self, number: int) -> Sequence[Tokens]:
+        """What of a row the reference scores."""
+
+    @abstractmethod
+    def _known(self, number: int, logps: Sequence[Tensor]) -> tuple[float | None, ...]:
+        """What `scores` keeps of a row, its id left out. logps: of each token of what it asked."""
 
     def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
-        rows = self.session.rows
         if not self.scores.known:
-            self.model.eval()
-            # Like lengths together: less padding.
-            order = sorted(range(len(rows)), key=lambda number: len(rows[number].chosen.ids))
-            known: list[tuple[Any, ...]] = [()] * len(rows)
-            for first in range(0, len(rows), batch_size):
-                numbers = order[first : first + batch_size]
-                for number, scored in zip(numbers, self._score(numbers), strict=True):
-                    known[number] = (rows[number].id, *scored)
-            self.scores.keep(known)
+            asked = [self._asked(number) for number in range(len(self.session.rows))]
+            logps = self._score({side for sides in asked for side in sides})
+            self.scores.keep(
+                [
+                    (row.id, *self._known(number, [logps[side] for side in sides]))
+                    for number, (row, sides) in enumerate(
+                        zip(self.session.rows, asked, strict=True)
+                    )
+                ]
+            )
         return dataset
+
+    def _score(self, sides: Set[Tokens]) -> Mapping[Tokens, Tensor]:
+        """Each once, all answers to a prompt beside each other, in batches of like length."""
+        self.model.eval()
+        asked: dict[Ids, dict[Ids, list[Tokens]]] = {}
+        for side in sorted(sides, key=lambda side: (side.prompt, side.answer, side.trained)):
+            asked.setdefault(side.prompt, {}).setdefault(side.answer, []).append(side)
+        answers = {prompt: list(several) for prompt, several in asked.items()}
+        found: dict[Tokens, Tensor] = {}
+        with fast_float32():
+            for batch in batches(answers, at_once(self.model)):
+                scored = [
+                    side
+                    for prompt, its in batch.items()
+                    for ids in its
+                    for side in asked[prompt][ids]
+                ]
+                found |= zip(scored, self._logps(scored), strict=True)
+        return found
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         batches, items = super().get_batch_samples(*args, **kwargs)
         self.step_batches = batches
         return batches, items
 
+    def _of_step(self) -> list[int]:
+        """The numbers of the step's rows."""
+        return [number for batch in self.step_batches for number in batch["row"].tolist()]
+
     def _share(self, rows: int) -> float:
         """What to multiply a mean over a micro-batch by, so that Trainer's mean over micro-batches
         is the mean over the step's rows also where the last micro-batch is smaller."""
-        of_step = sum(len(batch["row"]) for batch in self.step_batches)
-        return len(self.step_batches) * rows / of_step
+        return len(self.step_batches) * rows / len(self._of_step())
 
-    def _held(self, model: Any, numbers: Sequence[int]) -> Callable[..., Any]:
-        """The model as TRL asks it for these rows: checked, and weighed where gradients pass."""
-
-        def held(**kwargs: Any) -> Any:
-            outputs = model(**kwargs)
-            if self.own and self.state.global_step == 0:
-                self._check(outputs.log_probs.detach(), numbers)
-            self._weigh(outputs.log_probs, numbers)
-            return outputs
-
-        return held
+    def _held(
+        self, sides: Sequence[Tokens], trained_ST: Tensor, numbers: Sequence[int]
+    ) -> FusedCausalLMOutput:
+        """What TRL's loss takes from a model for these rows: checked and weighed. sides: of all of
+        them the chosen, then of all of them the rejected ones, if there are such."""
+        outputs = self._outputs(sides, trained_ST)
+        of_sides = [
+            (number, side) for side in range(len(sides) // len(numbers)) for number in numbers
+        ]
+        self._check(outputs.log_probs.sum(dim=1), of_sides)
+        self._weigh(outputs.log_probs, numbers)
+        return outputs
 
     def _weigh(self, logprobs_ST: Tensor, numbers: Sequence[int]) -> None:
         # TRL has no place for an example's weight. But an example's log-probabilities enter only
@@ -146,16 +177,15 @@ class Held(Guarded):
             scale = weight_S[:, None].mul
             logprobs_ST.register_hook(scale)  # type: ignore[no-untyped-call]
 
-    def _check(self, logprobs_ST: Tensor, numbers: Sequence[int]) -> None:
+    def _check(self, logps_S: Tensor, sides: Sequence[tuple[int, int]]) -> None:
         """Before the first update the policy is its reference, or one of the two is not what it
-        is taken for."""
-        for place, policy in enumerate(logprobs_ST.sum(dim=1).tolist()):
-            side, place = divmod(place, len(numbers))
-            row = self.session.rows[numbers[place]]
-            reference = self.scores.known[numbers[place]][1 + side]
-            tokens = (row.chosen, row.rejected)[side]
-            assert tokens is not None
-            allowed = tolerance(self.session.dtype, tokens.tokens)
+        is taken for. sides: of each log-probability the row's number, and 0 for chosen."""
+        if not self.own or self.state.global_step:
+            return
+        for (number, side), policy in zip(sides, logps_S.tolist(), strict=True):
+            row = self.session.rows[number]
+            reference = self.scores.known[number][1 + side]
+            allowed = tolerance(self.session.dtype, row.sides[side].tokens)
             if abs(policy - reference) > allowed:
                 raise RuntimeError(
                     f"before the first update the {('chosen', 'rejected')[side]} answer of example "

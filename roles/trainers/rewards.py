@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor
@@ -96,7 +95,8 @@ class PairScorer(Held, RewardTrainer):  # type: ignore[misc]
         rows = _closed(session)
         _refuse_long(rows, model, session.start)
         self.sides = [
-            {"chosen_ids": row.chosen.ids, "rejected_ids": _rejected(row).ids} for row in rows
+            {"chosen_ids": list(row.chosen.ids), "rejected_ids": list(_rejected(row).ids)}
+            for row in rows
         ]
         super().__init__(
             model=model,
@@ -145,11 +145,9 @@ def _closed(session: Session) -> list[Row]:
     closing = closing_ids(session.tokenizer)
 
     def close(side: Tokens) -> Tokens:
-        rest = closed(side.ids.tolist(), closing)
-        return Tokens(
-            np.array([*side.ids, *rest], dtype=np.int64),
-            np.array([*side.trained, *(False for _ in rest)], dtype=np.bool_),
-        )
+        rest = tuple(closed(list(side.ids), closing))
+        trained = (*side.trained, *(False for _ in rest))
+        return Tokens(side.prompt, side.answer + rest, trained)
 
     return [
         Row(row.id, row.weight, close(row.chosen), close(_rejected(row))) for row in session.rows

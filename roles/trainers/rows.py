@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from roles.policy.encoding import prompt_ids
@@ -21,15 +21,26 @@ from store.records import Candidate, Example, Prompt
 
 @dataclass(frozen=True)
 class Tokens:
-    """A prompt and one completion."""
+    """A prompt and one completion, as ids."""
 
-    ids: NDArray[np.int64]
-    trained: NDArray[np.bool_]
-    """Which ids the loss sees: those of the completion that its mask does not hide."""
+    prompt: tuple[int, ...]
+    answer: tuple[int, ...]
+    trained: tuple[bool, ...]
+    """Which ids of the answer the loss sees: those that its mask does not hide."""
 
     @property
+    def ids(self) -> tuple[int, ...]:
+        return self.prompt + self.answer
+
+    @property
+    def length(self) -> int:
+        """Prompt and answer, in tokens."""
+        return len(self.prompt) + len(self.answer)
+
+    @cached_property
     def tokens(self) -> int:
-        return int(self.trained.sum())
+        """How many the loss sees."""
+        return sum(self.trained)
 
 
 @dataclass(frozen=True)
@@ -42,14 +53,18 @@ class Row:
     rejected: Tokens | None
 
     @property
+    def sides(self) -> tuple[Tokens, ...]:
+        return (self.chosen,) if self.rejected is None else (self.chosen, self.rejected)
+
+    @cached_property
     def length(self) -> int:
         """Of its longer side, with the prompt, in tokens."""
-        return max(len(side.ids) for side in (self.chosen, self.rejected) if side is not None)
+        return max(side.length for side in self.sides)
 
 
 def encode(tokenizer: Any, examples: Sequence[Example]) -> list[Row]:
     """A row for each example, in order."""
-    prompts: dict[str, list[int]] = {}
+    prompts: dict[str, tuple[int, ...]] = {}
     rows = []
     for example in examples:
         if example.id is None:
@@ -67,16 +82,16 @@ def encode(tokenizer: Any, examples: Sequence[Example]) -> list[Row]:
     return rows
 
 
-def _prompt(tokenizer: Any, prompt: Prompt) -> list[int]:
+def _prompt(tokenizer: Any, prompt: Prompt) -> tuple[int, ...]:
     ids = prompt_ids(tokenizer, prompt)
     if not ids:
         # The first token of a text has nothing before it to be predicted from, so it would be
         # left out of the loss.
         raise UserError(f"the chat template makes no token of the prompt {prompt.messages}")
-    return ids
+    return tuple(ids)
 
 
-def _tokens(prompt: list[int], candidate: Candidate | None) -> Tokens | None:
+def _tokens(prompt: tuple[int, ...], candidate: Candidate | None) -> Tokens | None:
     if candidate is None:
         return None
     mask = candidate.trained_mask
@@ -86,21 +101,17 @@ def _tokens(prompt: list[int], candidate: Candidate | None) -> Tokens | None:
         raise ValueError(
             f"candidate {candidate.id}: {len(candidate.token_ids)} tokens, a mask of {len(mask)}"
         )
-    return Tokens(
-        np.array([*prompt, *candidate.token_ids], dtype=np.int64),
-        np.array([*(False,) * len(prompt), *mask], dtype=np.bool_),
-    )
+    return Tokens(prompt, tuple(candidate.token_ids), tuple(mask))
 
 
 def pad(sequences: Sequence[Tokens]) -> dict[str, Tensor]:
     """input_ids, attention_mask and completion_mask [B, T], filled up on the right with 0."""
-    shape = (len(sequences), max(len(sequence.ids) for sequence in sequences))
+    shape = (len(sequences), max(sequence.length for sequence in sequences))
     ids, seen, trained = (np.zeros(shape, dtype=np.int64) for _ in range(3))
     for index, sequence in enumerate(sequences):
-        length = len(sequence.ids)
-        ids[index, :length] = sequence.ids
-        seen[index, :length] = 1
-        trained[index, :length] = sequence.trained
+        ids[index, : sequence.length] = sequence.ids
+        seen[index, : sequence.length] = 1
+        trained[index, len(sequence.prompt) : sequence.length] = sequence.trained
     return {
         "input_ids": torch.from_numpy(ids),
         "attention_mask": torch.from_numpy(seen),

@@ -7,7 +7,6 @@ whole saves, an end when a number is not finite any more, and nothing left behin
 from __future__ import annotations
 
 import copy
-import gc
 import hashlib
 import json
 import math
@@ -227,14 +226,7 @@ def session(
         try:
             yield opened
         finally:
-            release()
-
-
-def release() -> None:
-    """Free the memory of models that nobody holds any more."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+            devices.give_back()
 
 
 def _steps(trainer: Any) -> tuple[TrainingStep, ...]:
@@ -260,8 +252,8 @@ def _plan(
     content = hashlib.sha256()
     for row in session.rows:
         content.update(f"{row.id} {row.weight!r}".encode())
-        for side in filter(None, (row.chosen, row.rejected)):
-            content.update(side.ids.tobytes() + side.trained.tobytes())
+        for side in row.sides:
+            content.update(repr((side.prompt, side.answer, side.trained)).encode())
     options = {
         name: value for name, value in asdict(session.options).items() if name not in OPERATIONAL
     }

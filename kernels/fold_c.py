@@ -1,0 +1,228 @@
+"""The logsumexp fold in C, built with the system's compiler when it is first wanted.
+
+The library is kept in the user's cache under a name made of all that it depends on, so a home that
+machines share holds one for each, and two processes that build at once put the same in place.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import stat
+import subprocess
+import tempfile
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kernels import fold_torch
+from kernels.fold_torch import Norm, Running, Scale
+
+DTYPES = (torch.bfloat16, torch.float32)
+_SOURCE = Path(__file__).with_name("fold.c")
+# Not -ffast-math, for the reasons that fold.c gives.
+_FLAGS = ("-std=gnu11", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math")
+_WORTH_A_THREAD = 1 << 20
+
+
+class Unavailable(Exception):
+    """Why there is no C fold here, in one clause."""
+
+
+class _Tile(ctypes.Structure):
+    _fields_ = (
+        ("columns", ctypes.c_int64),
+        ("stride", ctypes.c_int64),
+        ("start", ctypes.c_int64),
+        ("is_bf16", ctypes.c_int32),
+        ("is_capped", ctypes.c_int32),
+        ("cap", ctypes.c_float),
+        ("inv_temperature", ctypes.c_float),
+    )
+
+
+def forward(tile: Tensor, target: Tensor, start: int, running: Running, scale: Scale) -> None:
+    """See kernels.fold_torch.forward."""
+    shape, target = _described(tile, start, scale), target.contiguous()
+    kept = list(running.all())
+
+    def fold(first: int, last: int) -> None:
+        library().ratchet_fold_forward(
+            ctypes.byref(shape), _at(tile), _at(target), first, last, *map(_at, kept)
+        )
+
+    _spread(fold, tile)
+
+
+def backward(
+    tile: Tensor, target: Tensor, start: int, norm: Norm, grad: Tensor, scale: Scale
+) -> None:
+    """See kernels.fold_torch.backward."""
+    shape, target = _described(tile, start, scale), target.contiguous()
+    known = [one.contiguous() for one in (*norm, grad.to(norm.max.dtype))]
+
+    def fold(first: int, last: int) -> None:
+        library().ratchet_fold_backward(
+            ctypes.byref(shape), _at(tile), _at(target), first, last, *map(_at, known)
+        )
+
+    _spread(fold, tile)
+
+
+def _described(tile: Tensor, start: int, scale: Scale) -> _Tile:
+    assert tile.stride(1) == 1, "rows of a tile are contiguous"
+    return _Tile(
+        tile.shape[1],
+        tile.stride(0),
+        start,
+        tile.dtype == torch.bfloat16,
+        scale.softcap is not None,
+        scale.softcap or 1.0,
+        1 / scale.temperature,
+    )
+
+
+def _at(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+def _spread(fold: Callable[[int, int], None], tile: Tensor) -> None:
+    """Fold shares of the rows side by side: ctypes lets go of the interpreter's lock.
+
+    Threads of OpenMP would bring a second runtime into torch's process.
+    """
+    rows = len(tile)
+    shares = min(torch.get_num_threads(), rows, -(-tile.numel() // _WORTH_A_THREAD))
+    bounds = [rows * share // shares for share in range(shares + 1)]
+    others = [Thread(target=fold, args=share) for share in pairwise(bounds[1:])]
+    for each in others:
+        each.start()
+    fold(bounds[0], bounds[1])
+    for each in others:
+        each.join()
+
+
+@functools.cache
+def library() -> ctypes.CDLL:
+    """The library, built if it is not there yet. Raises Unavailable."""
+    compiler = _compiler()
+    folder = _folder()
+    file = folder / f"fold-{_digest(compiler)}.so"
+    if not file.exists():
+        _build(compiler, file)
+    loaded = _loaded(file)
+    _check(loaded)
+    return loaded
+
+
+def _compiler() -> list[str]:
+    asked = os.environ.get("CC")
+    for command in [asked] if asked else ["cc", "gcc", "clang"]:
+        words = shlex.split(command)
+        if words and (found := shutil.which(words[0])):
+            return [found, *words[1:]]
+    raise Unavailable(f"there is no C compiler ({asked or 'cc, gcc or clang'})")
+
+
+def _folder() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    folder = Path(base) / "ratchet"
+    if not folder.is_absolute():
+        raise Unavailable(f"the cache folder {folder} is no absolute path")
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _refuse_others(folder)
+    except OSError as error:
+        raise Unavailable(f"the cache folder cannot be used: {error}") from error
+    return folder
+
+
+def _refuse_others(path: Path) -> None:
+    """What others own or can write to is not loaded: it would run as this user."""
+    found = path.stat()
+    if found.st_uid != os.getuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise Unavailable(f"others than this user own {path} or can write to it")
+
+
+def _digest(compiler: list[str]) -> str:
+    version = subprocess.run([*compiler, "--version"], capture_output=True, check=False).stdout
+    parts = [_SOURCE.read_bytes(), version, shlex.join([*compiler, *_FLAGS]).encode(), _cpu()]
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:32]
+
+
+def _cpu() -> bytes:
+    """What the CPU can do; where that is not told, the machine's name stands for it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().split("\n\n", 1)[0].splitlines()
+    except OSError:
+        return repr(platform.uname()).encode()
+    kinds = ("vendor_id", "cpu family", "model", "flags", "Features", "CPU part", "isa")
+    told = [line for line in lines if line.split("\t")[0].split(":")[0].strip() in kinds]
+    return "\n".join([platform.machine(), *(told or [platform.node()])]).encode()
+
+
+def _build(compiler: list[str], file: Path) -> None:
+    try:
+        with tempfile.TemporaryDirectory(dir=file.parent) as aside:
+            made = Path(aside) / file.name
+            command = [*compiler, *_FLAGS, "-shared", "-fPIC", str(_SOURCE), "-o", str(made)]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode != 0 or not made.exists():
+                why = (done.stderr.strip().splitlines() or ["it said nothing"])[0]
+                raise Unavailable(f"{compiler[0]} failed on {_SOURCE.name}: {why}")
+            made.chmod(0o700)
+            with made.open("rb") as written:  # a library cut short would end the process
+                os.fsync(written.fileno())
+            os.replace(made, file)
+    except OSError as error:
+        raise Unavailable(f"the cache folder cannot be used: {error}") from error
+
+
+def _loaded(file: Path) -> ctypes.CDLL:
+    _refuse_others(file)
+    try:
+        loaded = ctypes.CDLL(str(file))
+    except OSError as error:
+        raise Unavailable(f"the library in the cache cannot be loaded: {error}") from error
+    pointer, index = ctypes.c_void_p, ctypes.c_int64
+    shared: list[Any] = [ctypes.POINTER(_Tile), pointer, pointer, index, index]
+    for function, more in ((loaded.ratchet_fold_forward, 7), (loaded.ratchet_fold_backward, 3)):
+        function.argtypes = [*shared, *[pointer] * more]
+        function.restype = None
+    return loaded
+
+
+def _check(loaded: ctypes.CDLL) -> None:
+    """Refuse a library that does not fold as torch does: a compiler, or a CPU, we do not know."""
+    tile = torch.linspace(-30, 30, 3 * 2083).view(3, 2083).sin() * 20
+    target, grad = torch.tensor([0, 1040, 2082]), torch.tensor([1.0, -2.0, 0.5])
+    for dtype in DTYPES:
+        for scale in (Scale(), Scale(0.7, 15.0)):
+            ours, theirs = (tile.to(dtype, copy=True) for _ in range(2))
+            found, wanted = (Running.start(ours, 3, ()) for _ in range(2))
+            shape = _described(ours, 0, scale)
+            loaded.ratchet_fold_forward(shape, _at(ours), _at(target), 0, 3, *map(_at, found.all()))
+            norm = found.norm
+            loaded.ratchet_fold_backward(
+                shape, _at(ours), _at(target), 0, 3, *map(_at, (*norm, grad))
+            )
+            fold_torch.forward(theirs, target, 0, wanted, scale)
+            fold_torch.backward(theirs, target, 0, wanted.norm, grad, scale)
+            tolerance = 1e-5 if dtype == torch.float32 else 1e-2
+            if not (
+                torch.allclose(norm.max, wanted.max, rtol=1e-6, atol=1e-5)
+                and torch.allclose(norm.log_sum, wanted.norm.log_sum, rtol=1e-5, atol=1e-5)
+                and torch.allclose(found.target, wanted.target, rtol=1e-5, atol=1e-5)
+                and torch.allclose(ours.float(), theirs.float(), rtol=tolerance, atol=1e-5)
+            ):
+                raise Unavailable("what the compiler made of fold.c does not fold as torch does")

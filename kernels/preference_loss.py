@@ -1,0 +1,366 @@
+"""The loss on preference pairs, straight from hidden states.
+
+The loss of a pair needs no other pair, so its gradient can be made as soon as its logits are there:
+they are never kept until the backward, nor made a second time for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import logsigmoid
+
+from kernels.fold_torch import Running, Scale
+from kernels.head import MAX_BYTES, Gradients, Head, check, compute_dtype, seen, tile_shape
+from kernels.linear_logprob import TokenStats, linear_logprob_stats, linear_logprob_twin
+
+Kind = Literal["sigmoid", "hinge", "robust", "ipo", "sigmoid_norm"]
+KINDS: tuple[str, ...] = get_args(Kind)
+PER_TOKEN = frozenset({"ipo", "sigmoid_norm"})
+"""Kinds whose log-ratios are means over tokens."""
+
+
+class PreferenceLoss(NamedTuple):
+    """What preference_loss returns; only `loss` has a gradient."""
+
+    loss: Tensor
+    logp: Tensor
+    """[2B]: log p(completion), the sum over its tokens."""
+    reward: Tensor
+    """[2B]: beta (logp - ref_logp) + length_alpha tokens."""
+    margin: Tensor
+    """[B]: the chosen reward minus the rejected one."""
+    stats: TokenStats
+    """[N] each, with logp whatever was asked for."""
+    unweighted: Tensor
+    """The loss with all pair weights 1."""
+
+
+@dataclass(frozen=True)
+class _Terms:
+    """What a pair's loss is made of."""
+
+    kind: str
+    beta: float
+    label_smoothing: float
+    length_alpha: float
+    nll_alpha: float
+    nll: str
+    pairs: float
+    nll_tokens: float
+
+    def losses(self, logp_S: Tensor, ref_S: Tensor, tokens_S: Tensor) -> Tensor:
+        """Each pair's part of the loss, [B]: the sum of these is a mean."""
+        ratio_S = logp_S - ref_S
+        score_S = ratio_S / tokens_S if self.kind in PER_TOKEN else ratio_S
+        delta_B = score_S[0::2] - score_S[1::2]
+        x_B = self.beta * delta_B + self.length_alpha * (tokens_S[0::2] - tokens_S[1::2])
+        if self.kind in ("sigmoid", "sigmoid_norm"):
+            loss_B = -logsigmoid(x_B)
+        elif self.kind == "hinge":
+            loss_B = torch.relu(1 - x_B)
+        elif self.kind == "robust":
+            flipped = self.label_smoothing
+            loss_B = flipped * logsigmoid(-x_B) - (1 - flipped) * logsigmoid(x_B)
+            loss_B = loss_B / (1 - 2 * flipped)
+        else:
+            loss_B = (delta_B - 1 / (2 * self.beta)) ** 2
+        loss_B = loss_B / self.pairs
+        if not self.nll_alpha:
+            return loss_B
+        of_B = tokens_S[0::2] * self.pairs if self.nll == "sequence" else self.nll_tokens
+        return loss_B - self.nll_alpha * logp_S[0::2] / of_B
+
+    def rewards(self, logp_S: Tensor, ref_S: Tensor, tokens_S: Tensor) -> Tensor:
+        return self.beta * (logp_S - ref_S) + self.length_alpha * tokens_S
+
+
+def preference_loss(
+    hidden: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    cu_seqlens: Tensor,
+    ref_logp: Tensor,
+    *,
+    kind: str,
+    beta: float,
+    label_smoothing: float = 0.0,
+    pair_weight: Tensor | None = None,
+    length_alpha: float = 0.0,
+    nll_alpha: float = 0.0,
+    nll: Literal["sequence", "token"] = "sequence",
+    bias: Tensor | None = None,
+    softcap: float | None = None,
+    temperature: float = 1.0,
+    stats: Collection[str] = (),
+    max_bytes: int = MAX_BYTES,
+    pairs: float | None = None,
+    nll_tokens: float | None = None,
+) -> PreferenceLoss:
+    """The weighted mean over pairs of a preference loss, and what a trainer reports beside it.
+
+    hidden [N, H], weight [V, H], target [N], bias, softcap and temperature are as in
+    linear_logprob. Rows cu_seqlens[s] to cu_seqlens[s+1] are completion s: the chosen and the
+    rejected one of pair 0, those of pair 1, and so on; cu_seqlens [2B+1], ref_logp [2B],
+    pair_weight [B]. With logp_s the sum of a completion's log-probabilities, n_s its tokens and
+    r_s = logp_s - ref_logp_s, the loss of a pair (c, r) is, of
+
+        x = beta (r_c - r_r) + length_alpha (n_c - n_r),
+
+        sigmoid       -log sigmoid(x): https://arxiv.org/abs/2305.18290, equation 7; with
+                      length_alpha https://arxiv.org/abs/2403.19159, which subtracts it from the
+                      implicit reward of each token
+        hinge         max(0, 1 - x): https://arxiv.org/abs/2309.06657
+        robust        (s log sigmoid(-x) - (1 - s) log sigmoid(x)) / (1 - 2 s), s = label_smoothing:
+                      https://arxiv.org/abs/2403.00409
+        ipo           (r_c / n_c - r_r / n_r - 1 / (2 beta))^2: https://arxiv.org/abs/2310.12036,
+                      equation 17
+        sigmoid_norm  -log sigmoid(beta (r_c / n_c - r_r / n_r))
+
+    each as DPOTrainer has it (trl/trainer/dpo_trainer.py, `_compute_loss`). nll_alpha adds the
+    chosen completions' negative log-likelihood: "sequence" is the mean over pairs of -logp_c / n_c
+    (https://arxiv.org/abs/2404.19733, equation 1), "token" the sum of -logp_c over `nll_tokens`.
+    A pair's weight multiplies all of its part, in value and gradient. Means are over `pairs`, B
+    unless told, and over `nll_tokens`, all chosen tokens unless told, so that a step can be made of
+    several calls.
+
+    The head is gone over three times in a training step (twice where it has no gradient), with
+    tiles of whole pairs within `max_bytes`. Where one pair does not fit, linear_logprob does it,
+    in four.
+
+    Raises ValueError as linear_logprob does, for a completion without tokens, for numbers that do
+    not go together, and for an option that `kind` does not heed.
+    """
+    check(hidden, weight, target, bias, temperature, softcap, max_bytes, stats)
+    bounds = _checked(len(hidden), cu_seqlens, ref_logp, pair_weight)
+    lengths = [stop - start for start, stop in pairwise(bounds)]
+    terms = _Terms(
+        kind,
+        beta,
+        label_smoothing,
+        length_alpha,
+        nll_alpha,
+        nll,
+        len(lengths) // 2 if pairs is None else pairs,
+        sum(lengths[0::2]) if nll_tokens is None else nll_tokens,
+    )
+    _check_terms(terms)
+    dtype = compute_dtype(hidden)
+    most, columns = tile_shape(len(hidden), len(weight), dtype, max_bytes)
+    longest = max(bounds[each + 2] - bounds[each] for each in range(0, len(lengths), 2))
+    if longest > most or columns < len(weight):
+        found = linear_logprob_stats(
+            hidden,
+            weight,
+            target,
+            bias=bias,
+            temperature=temperature,
+            softcap=softcap,
+            max_bytes=max_bytes,
+            stats=stats,
+        )
+        return _of_tokens(found, terms, lengths, ref_logp, pair_weight)
+    loss, unweighted, logp_S, reward_S, *tokens = _PreferenceLoss.apply(  # type: ignore[no-untyped-call]
+        hidden,
+        weight,
+        bias,
+        target,
+        ref_logp,
+        pair_weight,
+        bounds,
+        terms,
+        Scale(temperature, softcap),
+        max_bytes,
+        tuple(stats),
+        torch.is_grad_enabled(),  # inside a Function it is always off
+        dtype,
+    )
+    margin_B = reward_S[0::2] - reward_S[1::2]
+    return PreferenceLoss(loss, logp_S, reward_S, margin_B, TokenStats(*tokens), unweighted)
+
+
+def preference_loss_twin(
+    hidden: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    cu_seqlens: Tensor,
+    ref_logp: Tensor,
+    *,
+    kind: str,
+    beta: float,
+    label_smoothing: float = 0.0,
+    pair_weight: Tensor | None = None,
+    length_alpha: float = 0.0,
+    nll_alpha: float = 0.0,
+    nll: Literal["sequence", "token"] = "sequence",
+    bias: Tensor | None = None,
+    softcap: float | None = None,
+    temperature: float = 1.0,
+    stats: Collection[str] = (),
+) -> PreferenceLoss:
+    """The same from all logits, by autograd."""
+    lengths = cu_seqlens.diff().tolist()
+    terms = _Terms(
+        kind,
+        beta,
+        label_smoothing,
+        length_alpha,
+        nll_alpha,
+        nll,
+        len(lengths) // 2,
+        sum(lengths[0::2]),
+    )
+    found = linear_logprob_twin(
+        hidden, weight, target, bias=bias, temperature=temperature, softcap=softcap, stats=stats
+    )
+    return _of_tokens(found, terms, lengths, ref_logp, pair_weight)
+
+
+def _of_tokens(
+    found: TokenStats,
+    terms: _Terms,
+    lengths: Sequence[int],
+    ref_logp: Tensor,
+    pair_weight: Tensor | None,
+) -> PreferenceLoss:
+    logp_S = _sums(found.logp, lengths)
+    ref_S, tokens_S = ref_logp.to(logp_S), logp_S.new_tensor(lengths)
+    loss_B = terms.losses(logp_S, ref_S, tokens_S)
+    weighted_B = loss_B if pair_weight is None else loss_B * pair_weight.to(loss_B)
+    reward_S = terms.rewards(logp_S.detach(), ref_S, tokens_S)
+    return PreferenceLoss(
+        weighted_B.sum(),
+        logp_S.detach(),
+        reward_S,
+        reward_S[0::2] - reward_S[1::2],
+        found._replace(logp=found.logp.detach()),
+        loss_B.sum().detach(),
+    )
+
+
+def _sums(logp_N: Tensor, lengths: Sequence[int]) -> Tensor:
+    """Over each completion. (index_add_ adds in no fixed order on a GPU.)"""
+    there = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+    padded = logp_N.new_zeros(there.shape).masked_scatter(there.to(logp_N.device), logp_N)
+    return padded.sum(dim=1)
+
+
+def _checked(
+    rows: int, cu_seqlens: Tensor, ref_logp: Tensor, pair_weight: Tensor | None
+) -> list[int]:
+    """cu_seqlens as numbers. Raises ValueError."""
+    bounds: list[int] = cu_seqlens.tolist()
+    if len(bounds) < 3 or len(bounds) % 2 == 0 or (bounds[0], bounds[-1]) != (0, rows):
+        said = f"cu_seqlens is [2B+1] and goes from 0 to the {rows} rows of hidden"
+        raise ValueError(f"{said}; found {len(bounds)} numbers, {bounds[:3]} to {bounds[-1:]}")
+    for each, (start, stop) in enumerate(pairwise(bounds)):
+        if stop <= start:
+            side = ("chosen", "rejected")[each % 2]
+            said = f"each completion has at least one token; found {stop - start}"
+            raise ValueError(f"{said} in the {side} one of pair {each // 2}")
+    if ref_logp.shape != (len(bounds) - 1,):
+        raise ValueError(f"ref_logp is [{len(bounds) - 1}]; found {tuple(ref_logp.shape)}")
+    if pair_weight is not None and pair_weight.shape != (len(bounds) // 2,):
+        found = tuple(pair_weight.shape)
+        raise ValueError(f"pair_weight is [{len(bounds) // 2}]; found {found}")
+    return bounds
+
+
+def _check_terms(terms: _Terms) -> None:
+    kind = terms.kind
+    if kind not in KINDS:
+        raise ValueError(f"no preference loss of kind {kind!r}; there are {', '.join(KINDS)}")
+    if terms.nll not in ("sequence", "token"):
+        raise ValueError(f"nll is 'sequence' or 'token'; found {terms.nll!r}")
+    if not terms.beta > 0 or not terms.pairs > 0 or not terms.nll_tokens > 0:
+        found = f"beta {terms.beta:g}, pairs {terms.pairs:g}, nll_tokens {terms.nll_tokens:g}"
+        raise ValueError(f"beta, pairs and nll_tokens are above 0; found {found}")
+    if not 0 <= terms.label_smoothing < 0.5:
+        found = f"{terms.label_smoothing:g}"
+        raise ValueError(f"label_smoothing is from 0 to below 0.5; found {found}")
+    if terms.label_smoothing and kind != "robust":
+        raise ValueError(f"label_smoothing means nothing to {kind!r}; it does to 'robust'")
+    if terms.length_alpha and kind in PER_TOKEN:
+        raise ValueError(f"length_alpha means nothing to {kind!r}, which divides by the length")
+
+
+class _PreferenceLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        target: Tensor,
+        ref_logp: Tensor,
+        pair_weight: Tensor | None,
+        bounds: list[int],
+        terms: _Terms,
+        scale: Scale,
+        max_bytes: int,
+        stats: tuple[str, ...],
+        train: bool,
+        dtype: torch.dtype,
+    ) -> tuple[Tensor | None, ...]:
+        head = Head.of(weight, bias, dtype, scale, max_bytes)
+        states = hidden.detach().to(dtype)
+        most, columns = head.shape(len(hidden))
+        chunks = list(_chunks(bounds, most))
+        buffer = head.tile(max(bounds[last] - bounds[first] for first, last in chunks), columns)
+        running = Running.start(buffer, len(hidden), stats)
+        ref_S = ref_logp.to(running.max)
+        weight_B = None if pair_weight is None else pair_weight.to(ref_S)
+        needed = tuple(train and each for each in ctx.needs_input_grad[:3])
+        grads = Gradients(head, states, needed, len(chunks) == 1)
+        loss = unweighted = ref_S.new_zeros(())
+        logps, rewards = [], []
+        for first, last in chunks:
+            rows, of_pairs = slice(bounds[first], bounds[last]), slice(first // 2, last // 2)
+            lengths = [bounds[each + 1] - bounds[each] for each in range(first, last)]
+            part, aims, known = states[rows], target[rows], running.rows(rows.start, rows.stop)
+            made = head.folded(part, aims, 0, known, buffer)
+            tokens_S, logp_S = ref_S.new_tensor(lengths), _sums(known.logp, lengths)
+            with torch.enable_grad():
+                logp_S.requires_grad_()
+                loss_B = terms.losses(logp_S, ref_S[first:last], tokens_S)
+                weighted = (loss_B if weight_B is None else loss_B * weight_B[of_pairs]).sum()
+            if any(needed):
+                (grad_S,) = torch.autograd.grad(weighted, logp_S)
+                of_rows = grad_S.repeat_interleave(torch.tensor(lengths, device=grad_S.device))
+                head.unfolded(made, aims, 0, known.norm, of_rows)
+                grads.add_hidden(rows, made)
+                grads.add_head(part, 0, made)
+            loss, unweighted = loss + weighted.detach(), unweighted + loss_B.detach().sum()
+            logps.append(logp_S.detach())
+            rewards.append(terms.rewards(logps[-1], ref_S[first:last], tokens_S))
+        ctx.save_for_backward(*grads.of(hidden, weight, bias))
+        found = seen(running, len(weight))
+        others = (unweighted, torch.cat(logps), torch.cat(rewards), *found)
+        ctx.mark_non_differentiable(*(one for one in others if one is not None))
+        return loss, *others
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        # The gradients are handed on as they are where that is right: they are as large as the
+        # head, and the engine lets go of what was saved before it adds them up.
+        scaled = ctx.saved_tensors
+        if grad != 1:
+            scaled = tuple(None if one is None else (one * grad).to(one.dtype) for one in scaled)
+        return *scaled, *(None,) * 10
+
+
+def _chunks(bounds: Sequence[int], most: int) -> Iterator[tuple[int, int]]:
+    """Completions of whole pairs, [first, last), as many at a time as `most` rows hold."""
+    first = 0
+    for last in range(2, len(bounds), 2):
+        if last > first + 2 and bounds[last] - bounds[first] > most:
+            yield first, last - 2
+            first = last - 2
+    yield first, len(bounds) - 1

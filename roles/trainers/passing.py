@@ -1,0 +1,157 @@
+"""How the rows of a training go through its model, the same way for whoever asks.
+
+Policy, reference and the check between them have to come from the same numerics. So there is one
+way for a model: each prompt of a micro-batch passes once, each of its answers once, and only tokens
+that the loss sees reach the head. A model whose head cannot be multiplied apart from it, or whose
+loss has a part of its routing, goes through its own forward, padded, as TRL does it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from contextlib import AbstractContextManager
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor
+from trl.trainer.utils import FusedCausalLMOutput
+
+from kernels.causal import Head, read_head
+from kernels.grouped_hidden import Grouped, grouped_hidden, take
+from kernels.linear_logprob import TokenStats, linear_logprob_stats
+from roles.trainers.guards import Guarded
+from roles.trainers.rows import Tokens, pad
+
+_TRL_NAMES = {"entropy": "entropy", "mean_logit": "mean_logits", "is_top1": "is_top1"}
+_TRL_NAMES["log_sum_sq"] = "log_sum_sq_probs"
+
+
+class Passing(Guarded):
+    """A TRL trainer of a causal model, as it is before TRL's own methods."""
+
+    stats: tuple[str, ...] = ("entropy", "mean_logit", "is_top1")
+    """What TRL's metrics and losses read of each token besides its log-probability."""
+
+    @property
+    def _head(self) -> Head | None:
+        """The model's head where the ops multiply it; None: the model's own forward is used."""
+        return None if self.aux_loss_enabled else read_head(self.model)
+
+    def _arithmetic(self) -> AbstractContextManager[Any]:
+        found: AbstractContextManager[Any] = self.accelerator.autocast()
+        return found
+
+    def _hidden(self, sides: Sequence[Tokens]) -> Grouped:
+        """What predicts the tokens that the loss sees, side after side.
+
+        Equal prompts of the sides, and equal answers to them, pass once.
+        """
+        with self._arithmetic():
+            return _rows_of(self.model, sides)
+
+    def _token_stats(
+        self, sides: Sequence[Tokens], stats: Collection[str]
+    ) -> tuple[TokenStats, Tensor | None]:
+        """Of the tokens that the loss sees, side after side, and the routing's part of the loss."""
+        head = self._head
+        if head is None:
+            with self._arithmetic():
+                return self._own_stats(self._prepare_inputs(pad(sides)), stats)
+        rows = self._hidden(sides)
+        with self._arithmetic():
+            found = linear_logprob_stats(
+                rows.hidden,
+                head.weight,
+                rows.target,
+                bias=head.bias,
+                softcap=head.softcap,
+                temperature=head.temperature,
+                stats=stats,
+            )
+        return found, None
+
+    def _own_stats(
+        self, padded: dict[str, Tensor], stats: Collection[str]
+    ) -> tuple[TokenStats, Tensor | None]:
+        trained = padded.pop("completion_mask")[:, 1:].bool()
+        asked = {"use_cache": False}
+        if self.aux_loss_enabled:
+            asked["output_router_logits"] = True
+        if read_head(self.model) is None:
+            outputs = self.model(**padded, **asked)
+            target = padded["input_ids"][:, 1:][trained]
+            return _of_logits(outputs.logits[:, :-1][trained], target, stats), _aux(outputs)
+        labels = padded["input_ids"].clone()
+        labels[:, 1:].masked_fill_(~trained, -100)
+        outputs = self.model(**padded, **asked, labels=labels, fused_lm_head=True)
+        found = {name: getattr(outputs, _TRL_NAMES[name])[trained] for name in stats}
+        return TokenStats(outputs.log_probs[trained], **found), _aux(outputs)
+
+    def _outputs(self, sides: Sequence[Tokens], trained_ST: Tensor) -> FusedCausalLMOutput:
+        """What TRL's losses take from a model, [S, T - 1]; trained_ST: as `pad` makes it."""
+        mask = trained_ST[:, 1:].bool()
+        found, aux = self._token_stats(sides, self.stats)
+
+        def spread(each: Tensor) -> Tensor:
+            return each.new_zeros(mask.shape).masked_scatter(mask, each)
+
+        return FusedCausalLMOutput(
+            log_probs=spread(found.logp),
+            label_mask=mask,
+            aux_loss=aux,
+            **{_TRL_NAMES[name]: spread(getattr(found, name)) for name in self.stats},
+        )
+
+    @torch.no_grad()
+    def _logps(self, sides: Sequence[Tokens]) -> list[Tensor]:
+        """Of each side the log-probabilities of the tokens that the loss sees, on the CPU."""
+        counts = [side.tokens for side in sides]
+        if not any(counts):  # an answer that is cut may be left with none
+            return [torch.zeros(0) for _ in sides]
+        found, _ = self._token_stats(sides, ())
+        return list(torch.split(found.logp.cpu(), counts))
+
+
+def _rows_of(model: Any, sides: Sequence[Tokens]) -> Grouped:
+    answers: dict[tuple[int, ...], dict[tuple[int, ...], int]] = {}
+    for side in sides:
+        answers.setdefault(side.prompt, {})[side.answer] = 0
+    grouped = grouped_hidden(model, list(answers), [list(several) for several in answers.values()])
+    first = 0
+    for several in answers.values():
+        for answer in several:
+            several[answer] = first
+            first += len(answer)
+    rows = [
+        row
+        for side in sides
+        for row, trained in enumerate(side.trained, answers[side.prompt][side.answer])
+        if trained
+    ]
+    seqlens = torch.tensor([0, *accumulate(side.tokens for side in sides)])
+    if rows == list(range(first)):
+        return grouped._replace(cu_seqlens=seqlens)
+    index = torch.tensor(rows, dtype=torch.int64, device=grouped.target.device)
+    return Grouped(take(grouped.hidden, index), grouped.target[index], seqlens)
+
+
+def _of_logits(logits_NV: Tensor, target_N: Tensor, stats: Collection[str]) -> TokenStats:
+    logits_NV = logits_NV.float()
+    logps_NV = logits_NV.log_softmax(dim=-1)
+    found: dict[str, Tensor] = {}
+    with torch.no_grad():
+        if "entropy" in stats:
+            found["entropy"] = -(logps_NV.exp() * logps_NV).sum(-1)
+        if "mean_logit" in stats:
+            found["mean_logit"] = logits_NV.mean(-1)
+        if "is_top1" in stats:
+            found["is_top1"] = logits_NV.argmax(-1) == target_N
+        if "log_sum_sq" in stats:
+            found["log_sum_sq"] = (2 * logps_NV).logsumexp(-1)
+    return TokenStats(logps_NV.gather(1, target_N[:, None])[:, 0], **found)
+
+
+def _aux(outputs: Any) -> Tensor | None:
+    found: Tensor | None = getattr(outputs, "aux_loss", None)
+    return found

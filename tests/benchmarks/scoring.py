@@ -1,0 +1,146 @@
+"""What it takes to score candidates, 8 to a prompt, in ours and in plain ways.
+
+`python tests/benchmarks/scoring.py [--passes N] [--threads N] [--json FILE]`. The variants: each
+candidate's row padded in batches as they come, with all logits ("naive"); rows by length under a
+bound on logits, the prompts' logits left out ("rows by length"); ours. A title says
+how many times fewer tokens pass where each prompt passes once, which bounds what that can win;
+what is won beyond it comes of the arithmetic and of passes that fit into the caches.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import passes
+
+PROMPTS, CANDIDATES = 64, 8
+MODEL = {"hidden_size": 256, "num_hidden_layers": 4, "vocab_size": 8000}
+ROWS = 256
+LOGITS = 2**27
+Rows = list[list[int]]
+
+
+def drawn(prompt: tuple[int, int], completion: tuple[int, int]) -> tuple[Rows, Rows]:
+    """A prompt and a completion for every candidate, of so many tokens, from and to."""
+    chance = random.Random(0)
+
+    def ids(tokens: tuple[int, int]) -> list[int]:
+        return [chance.randrange(MODEL["vocab_size"]) for _ in range(chance.randint(*tokens))]
+
+    asked = [ids(prompt) for _ in range(PROMPTS)]
+    prompts = [each for each in asked for _ in range(CANDIDATES)]
+    return prompts, [ids(completion) for _ in prompts]
+
+
+def model(dtype: str) -> Any:
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        **MODEL,
+        intermediate_size=768,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=1024,
+    )
+    made = LlamaForCausalLM(config).to(getattr(torch, dtype)).eval()
+    return made.cuda() if torch.cuda.is_available() else made
+
+
+def ours(dtype: str, prompt: tuple[int, int], completion: tuple[int, int]) -> passes.Pass:
+    from roles.policy.scoring import token_logprobs
+
+    scored, asked = model(dtype), drawn(prompt, completion)
+    found: Rows = []
+
+    def run() -> None:
+        found[:] = token_logprobs(scored, *asked, rows=ROWS)
+
+    return passes.Pass(run, lambda: {"logp": [sum(each) for each in found]})
+
+
+def naive(dtype: str, prompt: tuple[int, int], completion: tuple[int, int]) -> passes.Pass:
+    scored, (prompts, completions) = model(dtype), drawn(prompt, completion)
+    found: list[float] = []
+
+    def run() -> None:
+        found.clear()
+        for first in range(0, len(prompts), CANDIDATES):
+            several = slice(first, first + CANDIDATES)
+            found.extend(logps(scored, prompts[several], completions[several], keep=False))
+
+    return passes.Pass(run, lambda: {"logp": found})
+
+
+def by_length(dtype: str, prompt: tuple[int, int], completion: tuple[int, int]) -> passes.Pass:
+    scored, (prompts, completions) = model(dtype), drawn(prompt, completion)
+    found = [0.0] * len(prompts)
+
+    def run() -> None:
+        order = sorted(range(len(prompts)), key=lambda n: len(prompts[n]) + len(completions[n]))
+        while order:
+            count, first = 0, len(prompts[order[0]])
+            for n in order[:ROWS]:
+                first = min(first, len(prompts[n]))
+                kept = len(prompts[n]) + len(completions[n]) - first + 1
+                if count and (count + 1) * kept * MODEL["vocab_size"] > LOGITS:
+                    break
+                count += 1
+            batch, order = order[:count], order[count:]
+            of_batch = ([prompts[n] for n in batch], [completions[n] for n in batch])
+            for n, logp in zip(batch, logps(scored, *of_batch, keep=True), strict=True):
+                found[n] = logp
+
+    return passes.Pass(run, lambda: {"logp": found})
+
+
+def logps(model: Any, prompts: Rows, completions: Rows, *, keep: bool) -> list[float]:
+    """Of each completion, padded to the longest row; keep: only logits from the first completion's
+    beginning on."""
+    import torch
+
+    rows = [[*a, *b] for a, b in zip(prompts, completions, strict=True)]
+    width = max(map(len, rows))
+    ids_BT = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows])
+    mask_BT = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
+    ids_BT, mask_BT = ids_BT.to(model.device), mask_BT.to(model.device)
+    kept = width - min(map(len, prompts)) + 1 if keep else width
+    with torch.inference_mode():
+        logits_BKV = model(ids_BT, attention_mask=mask_BT, logits_to_keep=kept).logits
+        found = []
+        for n, (prompt, row) in enumerate(zip(prompts, rows, strict=True)):
+            skipped = width - kept
+            logits_TV = logits_BKV[n, len(prompt) - 1 - skipped : len(row) - 1 - skipped].float()
+            chosen_T1 = logits_TV.gather(1, ids_BT[n, len(prompt) : len(row), None])
+            found.append((chosen_T1[:, 0] - logits_TV.logsumexp(-1)).sum().item())
+    return found
+
+
+def tables(settings: passes.Settings) -> Iterator[passes.Table]:
+    for share, prompt, completion, dtype in (
+        (50, (60, 180), (60, 180), "float32"),
+        (80, (80, 240), (20, 60), "float32"),
+        (80, (80, 240), (20, 60), "bfloat16"),
+    ):
+        of = {"dtype": dtype, "prompt": prompt, "completion": completion}
+        prompts, completions = drawn(prompt, completion)
+        yield passes.compare(
+            f"{PROMPTS} prompts of {CANDIDATES} candidates, {share} % of the tokens prompts, "
+            f"{dtype}, {fewer(prompts, completions):.2f} times fewer tokens shared",
+            {"ours": (ours, of), "rows by length": (by_length, of), "naive": (naive, of)},
+            baseline="ours",
+            agree={"logp": 1e-5 if dtype == "float32" else 2e-2},
+            settings=settings,
+        )
+
+
+def fewer(prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> float:
+    answers = sum(map(len, completions))
+    return (sum(map(len, prompts)) + answers) / (sum(map(len, prompts[::CANDIDATES])) + answers)
+
+
+if __name__ == "__main__":
+    passes.main(tables)

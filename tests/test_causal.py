@@ -1,0 +1,168 @@
+"""What is read of a causal model is what the model does."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import peft
+import pytest
+import torch
+import transformers
+from torch import nn
+
+from kernels.causal import backbone, logits, read_head
+from roles.policy import adapters
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 97,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "pad_token_id": None,
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
+PLAIN: dict[str, dict[str, Any]] = {
+    "Llama": {},
+    "Gemma2": {"head_dim": 8, "final_logit_softcapping": 3.0},
+    "Granite": {"logits_scaling": 4.0},
+    "Cohere": {"logit_scale": 0.3},
+    "GPTJ": {"n_embd": 32, "n_layer": 2, "n_head": 4, "rotary_dim": 4, "n_positions": 64},
+    "OPT": {"ffn_dim": 48, "word_embed_proj_dim": 32},
+    "FalconH1": {
+        "lm_head_multiplier": 0.3,
+        "mamba_d_ssm": 32,
+        "mamba_n_heads": 4,
+        "mamba_d_head": 8,
+        "mamba_d_state": 8,
+    },
+}
+
+
+def make(kind: str, **changes: Any) -> Any:
+    """A model of another kind, with weights large enough that caps and windows tell."""
+    config = getattr(transformers, f"{kind}Config")(**SIZES | changes)
+    config._experts_implementation = "eager"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = transformers.AutoModelForCausalLM.from_config(config)
+        for parameter in model.parameters():
+            noise = torch.randn_like(parameter)
+            parameter.data = parameter.data + 0.1 * noise if parameter.dim() == 1 else 0.2 * noise
+    return model.eval()
+
+
+IDS = torch.tensor([[5, 90, 3, 17, 44, 2]])
+
+
+@pytest.mark.parametrize("kind", PLAIN)
+def test_a_head_makes_the_models_own_logits(kind: str) -> None:
+    model = make(kind, **PLAIN[kind]).double()
+    head = read_head(model)
+    assert head is not None
+    with torch.no_grad():
+        own = model(input_ids=IDS).logits
+        found = logits(backbone(model)(input_ids=IDS).last_hidden_state, head)
+    torch.testing.assert_close(found, own, rtol=1e-9, atol=1e-9)
+    assert head.weight is model.get_output_embeddings().weight
+
+
+def test_an_adapter_is_in_the_body_and_not_in_the_way() -> None:
+    config = peft.LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False)
+    model = make("Llama")
+    bare_logits = model(input_ids=IDS).logits
+    wrapped = peft.get_peft_model(model, config).eval()
+    laid_over = make("Llama")
+    adapters.add(laid_over, rank=2, alpha=4.0, dropout=0.5, targets="all-linear", seed=1)
+    for name, parameter in laid_over.named_parameters():
+        if ".lora_B" in name:
+            nn.init.normal_(parameter)
+    for adapted in (wrapped, laid_over.train()):
+        head = read_head(adapted)
+        assert head is not None
+        assert not head.weight.requires_grad
+        with torch.no_grad():
+            found = logits(backbone(adapted.eval())(input_ids=IDS).last_hidden_state, head)
+            torch.testing.assert_close(found, adapted(input_ids=IDS).logits)
+        assert not torch.allclose(found, bare_logits, atol=0.1)
+
+
+class Rounded(nn.Linear):
+    """As quantised layers are: linear to isinstance, and something else to multiply by."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return super().forward(input).round()
+
+
+class Doubled(transformers.LlamaForCausalLM):
+    """A model that does to its logits what no configuration tells."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        found = super().forward(*args, **kwargs)
+        found.logits = 2 * found.logits
+        return found
+
+
+def unreadable() -> dict[str, Any]:
+    quantised, adapted, doubled = make("Llama"), make("Llama"), make("Llama")
+    quantised.lm_head = Rounded(32, 97, bias=False)
+    adapted.add_adapter(peft.LoraConfig(r=2, target_modules=["lm_head"], init_lora_weights=False))
+    doubled.__class__ = Doubled
+    capped = make("RecurrentGemma", lru_width=32, head_dim=8, attention_window_size=16)
+    scaled = make("Cohere", logit_scale=-1.0)
+    return {
+        "Rounded and no plain linear layer": quantised,
+        "Linear and no plain linear layer": adapted,
+        "off what its configuration says": doubled,
+        "logits are up to": capped,
+        "scaled by -1": scaled,
+    }
+
+
+def test_a_model_that_makes_its_logits_otherwise_is_told_once_and_has_no_head() -> None:
+    for said, model in unreadable().items():
+        with pytest.warns(UserWarning, match=said):
+            assert read_head(model) is None
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert read_head(model) is None
+
+
+def test_the_check_leaves_the_model_as_it_was() -> None:
+    model = make("Llama", attention_dropout=0.5).train()
+    model.model.layers[1].eval()
+    before = [module.training for module in model.modules()]
+    state = torch.random.get_rng_state()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert read_head(model) is not None
+    assert [module.training for module in model.modules()] == before
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_what_a_trainer_wraps_around_a_model_is_not_the_model() -> None:
+    model = make("Llama")
+    model.forward = torch.autocast("cpu", dtype=torch.bfloat16)(model.forward)
+    assert model(input_ids=IDS).logits.dtype == torch.bfloat16
+    assert read_head(model) is not None
+
+
+def test_a_model_of_nan_has_a_head() -> None:
+    model = make("Llama")
+    model.model.norm.weight.data.fill_(float("nan"))
+    assert read_head(model) is not None
+
+
+def test_the_head_is_the_one_that_the_model_has_now() -> None:
+    model = make("Llama")
+    first = read_head(model)
+    model.lm_head.weight = nn.Parameter(torch.zeros(97, 32))
+    second = read_head(model)
+    assert first is not None
+    assert second is not None
+    assert second.weight is model.lm_head.weight
+    assert second.weight is not first.weight

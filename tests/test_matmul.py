@@ -1,0 +1,135 @@
+"""Products are counted, float32 stays float32, and nothing that was set stays changed."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from kernels.matmul import add_product, counting, fast_float32, product, tile
+
+MKLDNN = torch.backends.mkldnn
+CPU = torch.device("cpu")
+
+
+def settings() -> tuple[str, str, str]:
+    return (
+        torch.get_float32_matmul_precision(),
+        MKLDNN.matmul.fp32_precision,
+        torch.backends.cuda.matmul.fp32_precision,
+    )
+
+
+@pytest.fixture
+def restored() -> Iterator[None]:
+    before = settings()
+    yield
+    torch.set_float32_matmul_precision(before[0])
+    MKLDNN.matmul.fp32_precision = before[1]
+    torch.backends.cuda.matmul.fp32_precision = before[2]
+
+
+def test_products_within_are_as_accurate_as_float32() -> None:
+    generator = torch.Generator().manual_seed(1)
+    for rows, inner, columns in ((1, 64, 1000), (130, 257, 65), (300, 1024, 700)):
+        left = torch.randn(rows, inner, generator=generator)
+        right = torch.randn(inner, columns, generator=generator)
+        exact = left.double() @ right.double()
+        with fast_float32():
+            found = left @ right
+        assert (found - exact).abs().max() <= 3e-7 * (left.abs() @ right.abs()).max()
+
+
+def test_the_setting_is_what_it_was_after_nested_blocks_and_errors() -> None:
+    before = settings()
+    with fast_float32():
+        inside = settings()
+        with fast_float32():
+            pass
+        assert settings() == inside
+    assert settings() == before
+    with pytest.raises(KeyError), fast_float32():
+        raise KeyError
+    assert settings() == before
+
+
+def test_blocks_that_overlap_in_threads_leave_the_setting_as_it_was() -> None:
+    before = settings()
+    with fast_float32():
+        inside = settings()
+    entered, leave, left = (threading.Event() for _ in range(3))
+
+    def other() -> None:
+        with fast_float32():
+            entered.set()
+            leave.wait(10)
+        left.set()
+
+    thread = threading.Thread(target=other)
+    with fast_float32():
+        thread.start()
+        assert entered.wait(10)
+    assert settings() == inside  # the other block goes on
+    leave.set()
+    assert left.wait(10)
+    thread.join()
+    assert settings() == before
+
+
+@pytest.mark.usefixtures("restored")
+def test_what_somebody_has_chosen_stays_chosen() -> None:
+    torch.set_float32_matmul_precision("high")
+    with fast_float32():
+        assert torch.get_float32_matmul_precision() == "high"
+    assert torch.get_float32_matmul_precision() == "high"
+
+
+@pytest.mark.usefixtures("restored")
+def test_a_setting_made_for_one_backend_is_left_to_it() -> None:
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    before = MKLDNN.matmul.fp32_precision
+    with fast_float32():
+        assert torch.backends.cuda.matmul.fp32_precision == "tf32"
+    assert torch.backends.cuda.matmul.fp32_precision == "tf32"
+    assert MKLDNN.matmul.fp32_precision == before
+
+
+def test_passes_and_bytes_are_counted_while_counting_and_no_longer() -> None:
+    with counting() as count:
+        held = tile(6, 10, torch.float32, CPU)
+        product(torch.ones(6, 4), torch.ones(4, 10), bias=torch.ones(10), out=held)
+        small = tile(1, 10, torch.bfloat16, CPU)
+        del held
+    assert count.passes(6, 10, 4) == 1
+    assert (count.most_held, count.held) == (6 * 10 * 4 + 20, 20)
+    with counting() as other:
+        product(torch.ones(6, 4), torch.ones(4, 10), out=torch.empty(6, 10))
+    assert count.passes(6, 10, 4) == other.passes(6, 10, 4) == 1
+    del small
+    assert count.held == 0
+
+
+@pytest.mark.parametrize("at_once", [1, 1000, 1 << 20])
+def test_products_of_bfloat16_are_added_without_being_rounded_to_it(at_once: int) -> None:
+    """Many parts that nearly cancel: rounded ones would leave an error as large as the sum."""
+    generator = torch.Generator().manual_seed(2)
+    left = torch.randn(37, 512, generator=generator).bfloat16()
+    right = torch.randn(512, 19, generator=generator).bfloat16()
+    parts = [left, (-1.01 * left).bfloat16()] * 2  # little of it is left
+    found, rounded = torch.zeros(37, 19), torch.zeros(37, 19)
+    exact = torch.zeros(37, 19, dtype=torch.float64)
+    for part in parts:
+        add_product(found, part, right, at_once)
+        rounded += (part @ right).float()
+        exact += part.double() @ right.double()
+    assert (found - exact).norm() <= 1e-4 * exact.norm()
+    assert (rounded - exact).norm() > 1e-2 * exact.norm()
+
+
+def test_a_float64_sum_is_added_to_in_float64() -> None:
+    into = torch.ones(3, 5, dtype=torch.float64)
+    left, right = torch.rand(3, 4, dtype=torch.float64), torch.rand(4, 5, dtype=torch.float64)
+    add_product(into, left, right, 1)
+    torch.testing.assert_close(into, 1 + left @ right)
