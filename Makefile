@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: install start test test-slow figures losses judges attacks server lint clean
+.PHONY: install start test test-slow figures losses judges attacks server costs round lint clean
 install: $(VENV)/installed
 
 start: install
@@ -37,6 +37,14 @@ attacks: $(VENV)/installed-test
 server: $(VENV)/installed-test
 	$(BIN)/python tests/benchmarks/judge_server.py
 
+# What it costs in time and memory beside TRL and `generate`, a quarter of an hour, and one whole
+# round beside the same of theirs. On a machine with nothing else to do.
+costs: $(VENV)/installed-bench
+	$(BIN)/python tests/benchmarks/costs.py head step prefix generate scoring
+
+round: $(VENV)/installed-bench
+	$(BIN)/python tests/benchmarks/round.py runs/round
+
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -58,3 +66,7 @@ $(VENV)/installed: pyproject.toml | $(VENV)/bin/pip
 $(VENV)/installed-test: pyproject.toml | $(VENV)/bin/pip
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test]'
 	@touch $@ $(VENV)/installed
+
+$(VENV)/installed-bench: pyproject.toml | $(VENV)/bin/pip
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test,bench]'
+	@touch $@ $(VENV)/installed-test $(VENV)/installed

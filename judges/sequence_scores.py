@@ -87,6 +87,8 @@ class SequenceScores:
         A pass takes batch_tokens, what it keeps of beginnings included, or one conversation.
         """
         stop_when_told(call)
+        if not any(groups):
+            return {}
         found: dict[Ids, float] = {}
         with torch.inference_mode(), fast_float32():
             apart = self._scores_apart

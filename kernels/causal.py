@@ -35,7 +35,8 @@ class _Shape(NamedTuple):
     temperature: float
 
 
-_checked: WeakKeyDictionary[nn.Module, _Shape | None] = WeakKeyDictionary()
+_checked: WeakKeyDictionary[nn.Module, tuple[type, _Shape | None]] = WeakKeyDictionary()
+"""Of what class a model's output layer was, and what was found of it."""
 
 
 def backbone(model: Any) -> Any:
@@ -55,30 +56,26 @@ def read_head(model: Any) -> Head | None:
 
     That is when the output layer is no plain linear layer (quantised, or with an adapter on it),
     or when the model's own logits differ from what its configuration says of them. Why it is None
-    is told as a warning, once for each model.
+    is told as a warning, once for each model and class of output layer.
     """
     model = bare(model)
-    if model not in _checked:
-        _checked[model] = None
-        said = _told(model)
+    head = model.get_output_embeddings()
+    # An adapter may be laid over the output layer of a model that was read before.
+    if model not in _checked or _checked[model][0] is not type(head):
+        said = _told(model, head)
+        _checked[model] = (type(head), None if isinstance(said, str) else said)
         if isinstance(said, str):
             warnings.warn(
                 f"{type(model).__name__} is scored by its own logits, which takes more memory: "
                 f"{said}",
                 stacklevel=2,
             )
-        else:
-            _checked[model] = said
-    shape = _checked[model]
-    if shape is None:
-        return None
-    head = model.get_output_embeddings()
-    return Head(head.weight, head.bias, *shape)
+    shape = _checked[model][1]
+    return None if shape is None else Head(head.weight, head.bias, *shape)
 
 
-def _told(model: Any) -> _Shape | str:
+def _told(model: Any, head: Any) -> _Shape | str:
     """How the model shapes its logits, or why that cannot be said."""
-    head = model.get_output_embeddings()
     # By its class and not its kin: quantised and adapted layers are nn.Linear to isinstance.
     if type(head) is not nn.Linear:
         return f"its output layer is a {type(head).__name__} and no plain linear layer"

@@ -33,6 +33,7 @@ _SOURCE = Path(__file__).with_name("fold.c")
 # Not -ffast-math, for the reasons that fold.c gives.
 _FLAGS = ("-std=gnu11", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math")
 _WORTH_A_THREAD = 1 << 20
+_SUM = ".sha256"
 
 
 class Unavailable(Exception):
@@ -118,7 +119,7 @@ def library() -> ctypes.CDLL:
     compiler = _compiler()
     folder = _folder()
     file = folder / f"fold-{_digest(compiler)}.so"
-    if not file.exists():
+    if not _is_whole(file):
         _build(compiler, file)
     loaded = _loaded(file)
     _check(loaded)
@@ -128,7 +129,10 @@ def library() -> ctypes.CDLL:
 def _compiler() -> list[str]:
     asked = os.environ.get("CC")
     for command in [asked] if asked else ["cc", "gcc", "clang"]:
-        words = shlex.split(command)
+        try:
+            words = shlex.split(command)
+        except ValueError as error:
+            raise Unavailable(f"CC is no command: {command!r} ({error})") from error
         if words and (found := shutil.which(words[0])):
             return [found, *words[1:]]
     raise Unavailable(f"there is no C compiler ({asked or 'cc, gcc or clang'})")
@@ -155,7 +159,10 @@ def _refuse_others(path: Path) -> None:
 
 
 def _digest(compiler: list[str]) -> str:
-    version = subprocess.run([*compiler, "--version"], capture_output=True, check=False).stdout
+    try:
+        version = subprocess.run([*compiler, "--version"], capture_output=True, check=False).stdout
+    except OSError as error:
+        raise Unavailable(f"{compiler[0]} cannot be run: {error}") from error
     parts = [_SOURCE.read_bytes(), version, shlex.join([*compiler, *_FLAGS]).encode(), _cpu()]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:32]
 
@@ -176,27 +183,45 @@ def _build(compiler: list[str], file: Path) -> None:
         with tempfile.TemporaryDirectory(dir=file.parent) as aside:
             made = Path(aside) / file.name
             command = [*compiler, *_FLAGS, "-shared", "-fPIC", str(_SOURCE), "-o", str(made)]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            done = subprocess.run(command, capture_output=True, check=False)
             if done.returncode != 0 or not made.exists():
-                why = (done.stderr.strip().splitlines() or ["it said nothing"])[0]
+                said = done.stderr.decode(errors="replace").strip()
+                why = (said.splitlines() or ["it said nothing"])[0]
                 raise Unavailable(f"{compiler[0]} failed on {_SOURCE.name}: {why}")
             made.chmod(0o700)
-            with made.open("rb") as written:  # a library cut short would end the process
-                os.fsync(written.fileno())
-            os.replace(made, file)
+            its_sum = made.with_suffix(_SUM)
+            its_sum.write_text(_sum(made))
+            for each in (made, its_sum):
+                with each.open("rb") as written:
+                    os.fsync(written.fileno())
+                os.replace(each, file.with_suffix(each.suffix))
     except OSError as error:
         raise Unavailable(f"the cache folder cannot be used: {error}") from error
 
 
-def _loaded(file: Path) -> ctypes.CDLL:
-    _refuse_others(file)
+def _is_whole(file: Path) -> bool:
+    """Whether the library is there as it was built: one that was cut short would end the process
+    that loads it."""
     try:
+        return file.with_suffix(_SUM).read_text() == _sum(file)
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def _sum(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def _loaded(file: Path) -> ctypes.CDLL:
+    try:
+        _refuse_others(file)
         loaded = ctypes.CDLL(str(file))
-    except OSError as error:
+        functions = ((loaded.ratchet_fold_forward, 7), (loaded.ratchet_fold_backward, 3))
+    except (OSError, AttributeError) as error:
         raise Unavailable(f"the library in the cache cannot be loaded: {error}") from error
     pointer, index = ctypes.c_void_p, ctypes.c_int64
     shared: list[Any] = [ctypes.POINTER(_Tile), pointer, pointer, index, index]
-    for function, more in ((loaded.ratchet_fold_forward, 7), (loaded.ratchet_fold_backward, 3)):
+    for function, more in functions:
         function.argtypes = [*shared, *[pointer] * more]
         function.restype = None
     return loaded

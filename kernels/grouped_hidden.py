@@ -25,8 +25,6 @@ from kernels.causal import alike, backbone, bare, undisturbed
 
 Ids = Sequence[int]
 
-_FEW = 8
-"""Up to so many prompts, a row more would cost more than it saves."""
 _WORTH = 1.15
 """What sharing has to save, in tokens: it takes a second pass, and copies keys."""
 
@@ -101,18 +99,23 @@ def _rounded(
 ) -> tuple[Sequence[Ids], Sequence[Ids], Sequence[int]]:
     """The same with rows that nobody asked for at the end, so that products have few shapes.
 
-    oneDNN compiles a kernel for each shape that it meets, in some milliseconds, and keeps it. With
-    as many rows as a step happens to have, that took a fifth of the time and 150 MiB of a training
+    oneDNN compiles kernels for each shape that it meets, in some milliseconds, and keeps them. With
+    as many rows as a step happens to have, that took a fifth of the time and 200 MiB of a training
     with small steps.
     """
-    if len(prompts) <= _FEW or device.type != "cpu":
+    if device.type != "cpu":
         return prompts, flat, owner
-    more = -len(flat) % 8
+    more = _missing(len(flat))
     return (
-        [*prompts, *[[0]] * (-len(prompts) % 4)],
+        [*prompts, *[[0]] * _missing(len(prompts))],
         [*flat, *[[0]] * more],
         [*owner, *[0] * more],
     )
+
+
+def _missing(rows: int) -> int:
+    """Up to the next number of three binary digits and zeros."""
+    return -rows % (1 << max(0, rows.bit_length() - 3))
 
 
 def take(rows: Tensor, index: Tensor) -> Tensor:
@@ -199,7 +202,8 @@ def _whole(
     again = body.is_gradient_checkpointing
     found, filled = [], 0
     rows: list[range] = [range(0)] * len(flat)
-    for numbers in _cut([len(ids) for ids in whole], budget, most):
+    batches = _cut([len(ids) for ids in whole], budget, most)
+    for numbers in _like_positions(body.config, whole, batches):
         ids_ST = _padded([whole[number] for number in numbers], device)
         longest = ids_ST.shape[1]
         with nullcontext() if again else small_attention(device, longest, longest):
@@ -295,7 +299,7 @@ def _room_of(model: Any) -> int:
             return _NEVER
         if not alike(whole, _shared(body, prompts, flat, owner, model.device)):
             return _NEVER
-    return min([2**31, *_windows(config), *_sliding(cache)])
+    return min([2**31, *_windows(config), *_sliding(cache), *_kept_masks(model)])
 
 
 def _cache(config: Any) -> Any:
@@ -323,17 +327,50 @@ def _sliding(cache: Any) -> Iterator[int]:
     return (layer.sliding_window for layer in cache.layers if layer.is_sliding)
 
 
+def _kept_masks(model: Any) -> Iterator[int]:
+    # A causal mask that is as wide as the context, and no wider where the longest prompt is not
+    # that of the longest completion.
+    for each in model.buffers():
+        if each.dtype is torch.bool and each.dim() >= 2 and each.shape[-1] == each.shape[-2]:
+            yield each.shape[-1]
+
+
 def _windows(config: Any) -> list[int]:
     """Of attention that is local by a mask of the model's own, which its cache does not tell."""
     found = getattr(config, "window_size", None)
     return [found] if isinstance(found, int) else []
 
 
+def _like_positions(
+    config: Any, rows: Sequence[Ids], batches: Sequence[list[int]]
+) -> Iterator[list[int]]:
+    """The batches, cut where a short row would get other positions beside a long one than alone.
+
+    Some rotary embeddings turn otherwise for a whole batch once its longest row passes a length.
+    """
+    config = config.get_text_config()
+    kinds = [each for each in _ropes(config) if each["rope_type"] in ("dynamic", "longrope")]
+    if not kinds:
+        yield from batches
+        return
+    stated = [each.get("original_max_position_embeddings") for each in kinds]
+    stated += [getattr(config, "original_max_position_embeddings", None)]
+    limit = min([*filter(None, stated)], default=config.max_position_embeddings)
+    for batch in batches:
+        for long in (False, True):
+            if some := [number for number in batch if (len(rows[number]) > limit) == long]:
+                yield some
+
+
 def _rope_types(config: Any) -> Iterator[str]:
+    return (each["rope_type"] for each in _ropes(config))
+
+
+def _ropes(config: Any) -> Iterator[dict[str, Any]]:
     waiting = [getattr(config, "rope_parameters", None), getattr(config, "rope_scaling", None)]
     while waiting:
         found = waiting.pop()
         if isinstance(found, dict):
             if isinstance(found.get("rope_type"), str):
-                yield found["rope_type"]
+                yield found
             waiting += found.values()

@@ -81,8 +81,9 @@ def linear_logprob_stats(
 
     Tiles of logits take `max_bytes` at most, beside which there are the gradients themselves. A
     training step goes over the head four times; three times where all logits fit into max_bytes,
-    since they are kept then; twice, whatever the size, where the head has no gradient: then what
-    the backward needs is weight[target] - sum_v p_v weight_v, [N, H].
+    since they are kept then; twice, however many rows there are, where the head has no gradient:
+    then what the backward needs is weight[target] - sum_v p_v weight_v, [N, H]. (Four times in any
+    case where not even one row of logits fits.)
 
     Raises ValueError for shapes that do not go together, no rows at all, a target that is not in
     the vocabulary, and statistics that there are not.
@@ -111,7 +112,11 @@ def linear_logprob_twin(
 ) -> TokenStats:
     """The same by its definition, with all logits in memory several times over."""
     y_NV = torch.nn.functional.linear(hidden, weight, bias)
-    z_NV = Scale(temperature, softcap).of(y_NV.to(arithmetic(y_NV.dtype)))
+    return of_logits(Scale(temperature, softcap).of(y_NV.to(arithmetic(y_NV.dtype))), target, stats)
+
+
+def of_logits(z_NV: Tensor, target: Tensor, stats: Collection[str] = STATS) -> TokenStats:
+    """What TokenStats says of logits that are there."""
     logps_NV = z_NV.log_softmax(dim=1)
     z_NV, fixed_NV = z_NV.detach(), logps_NV.detach()
     return TokenStats(
@@ -119,7 +124,7 @@ def linear_logprob_twin(
         -(fixed_NV.exp() * fixed_NV).sum(dim=1) if "entropy" in stats else None,
         z_NV.mean(dim=1) if "mean_logit" in stats else None,
         z_NV.argmax(dim=1) == target if "is_top1" in stats else None,
-        (2 * fixed_NV).exp().sum(dim=1).log() if "log_sum_sq" in stats else None,
+        (2 * fixed_NV).logsumexp(dim=1) if "log_sum_sq" in stats else None,
     )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import math
+import os
 import sys
 import threading
 import weakref
@@ -23,16 +24,20 @@ from torch import Tensor
 
 _MKLDNN: Any = torch.backends.mkldnn
 _UNCHOSEN = ("none", "ieee")
+_FAST = "bf16"
+"""What torch calls it where float32 products may go to oneDNN."""
+# Of the kernels that oneDNN compiles, a megabyte each, it keeps a thousand; read at its first use.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 _HUGE = 2 << 20
 _ROUND = 32
 _MADV_HUGEPAGE = 14
 _lock = threading.Lock()
-_inside = 0
+_inside = _plain = 0
 _before: tuple[str | None, str, str] = (None, "none", "none")
 _counts: list[Count] = []
 
 
-@dataclass
+@dataclass(eq=False)  # two that counted the same are two
 class Count:
     """What was multiplied and held while counting."""
 
@@ -163,8 +168,9 @@ def fast_float32(*, always: bool = False) -> Iterator[None]:
     threads' float32 products are made as fast meanwhile. CUDA's own setting stays as it is, and so
     does this one where somebody has chosen it.
     """
-    entered = (always or is_accurate()) and _enter()
+    entered = False
     try:
+        entered = (always or is_accurate()) and _enter()
         yield
     finally:
         if entered:
@@ -179,18 +185,19 @@ def plain_float32() -> Iterator[None]:
     times as long as MKL. (What is differentiated runs backward outside this block: see
     kernels.grouped_hidden.small_attention.)
     """
+    global _plain
     setting = _MKLDNN.matmul
-    with _lock:
-        fast = _inside > 0 and setting.fp32_precision not in _UNCHOSEN
-        before = setting.fp32_precision
-        if fast:
-            setting.fp32_precision = "ieee"
     try:
+        with _lock:
+            _plain += 1
+            if _inside:
+                setting.fp32_precision = "ieee"
         yield
     finally:
         with _lock:
-            if fast and _inside > 0:  # else another thread has ended fast_float32()
-                setting.fp32_precision = before
+            _plain -= 1
+            if _inside and not _plain:
+                setting.fp32_precision = _FAST
 
 
 def _enter() -> bool:
@@ -206,7 +213,7 @@ def _enter() -> bool:
                 whole = None
             _before = (whole, mkldnn.fp32_precision, cuda.fp32_precision)
             if whole is None:
-                mkldnn.fp32_precision = "bf16"
+                mkldnn.fp32_precision = _FAST
             else:
                 torch.set_float32_matmul_precision("medium")
                 cuda.fp32_precision = _before[2]

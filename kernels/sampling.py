@@ -89,7 +89,8 @@ def _sampled(
         token_N1, sum_N1 = _drawn(weight_NV, noise_N)
     else:
         sum_N1 = _total(weight_NV)
-        scaled_NV = (logits - highest_N1).div_(temperature)
+        # What rounds to 0 in float32 would make 0 / 0 of the likeliest token.
+        scaled_NV = (logits - highest_N1).div_(max(temperature, torch.finfo(torch.float32).tiny))
         torch.exp(scaled_NV, out=weight_NV)
         _leave_likeliest(scaled_NV, weight_NV, top_k, top_p)
         token_N1, _ = _drawn(weight_NV, noise_N)

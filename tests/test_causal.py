@@ -132,6 +132,38 @@ def test_a_model_that_makes_its_logits_otherwise_is_told_once_and_has_no_head() 
             assert read_head(model) is None
 
 
+def test_an_adapter_laid_over_a_head_that_was_read_is_noticed_and_its_removal_too() -> None:
+    model = make("Llama")
+    assert read_head(model) is not None
+    model.add_adapter(peft.LoraConfig(r=2, target_modules=["lm_head"]))
+    with pytest.warns(UserWarning, match="Linear and no plain linear layer"):
+        assert read_head(model) is None
+    model.lm_head = model.lm_head.base_layer
+    head = read_head(model)
+    assert head is not None
+    assert head.weight is model.lm_head.weight
+
+
+class Interrupted(transformers.LlamaForCausalLM):
+    """A model whose first pass is cut short."""
+
+    passes = 0
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        self.passes += 1
+        if self.passes == 1:
+            raise MemoryError
+        return super().forward(*args, **kwargs)
+
+
+def test_a_check_that_is_cut_short_is_made_again() -> None:
+    model = make("Llama")
+    model.__class__ = Interrupted
+    with pytest.raises(MemoryError):
+        read_head(model)
+    assert read_head(model) is not None
+
+
 def test_the_check_leaves_the_model_as_it_was() -> None:
     model = make("Llama", attention_dropout=0.5).train()
     model.model.layers[1].eval()

@@ -474,6 +474,25 @@ def test_drawn_tokens_and_log_probabilities_are_those_of_plain_passes(
         assert drawn.logprobs == pytest.approx(wanted.tolist(), abs=2e-5)
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_scores_of_attention_are_capped_where_the_model_s_own_passes_cap_them(
+    attention: str,
+) -> None:
+    # Where scores are large, and not in the few tokens that a model is tried on.
+    model = tiny("gemma2", WIDE | {"query_pre_attn_scalar": 8, "sliding_window": 512})
+    for name, weights in model.named_parameters():
+        if "q_proj" in name or "k_proj" in name:
+            weights.data.mul_(3)
+    model.set_attn_implementation(attention)
+    decoder = Decoder(model)
+    assert decoder.unserved is None
+    [row] = rows_of(some_prompts([100]), 20, each=1)
+    [drawn] = decoder.decode([row], Sampling(), end_ids=(), most=1, bytes_at_once=2**30)
+    logits = model(torch.tensor([[*row.prompt, *drawn.tokens]])).logits[0, 99:-1]
+    plain = logits.log_softmax(-1)[range(20), drawn.tokens]
+    torch.testing.assert_close(torch.tensor(drawn.logprobs), plain, rtol=0, atol=1e-3)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_decodes_near_a_plain_pass_of_it(dtype: torch.dtype) -> None:
     model = tiny("qwen2", TINY).to(dtype)
@@ -575,7 +594,11 @@ def test_what_is_left_to_generate_is_said_and_sampled_with_the_same_draws(tmp_pa
     }
     config.save_pretrained(tmp_path)
     policy = opened(tmp_path)
-    found = policy.sample(asked, sampling=sampling, seeds=seeds)
+    with pytest.warns(UserWarning, match="sampled by .* of a text so long"):
+        found = policy.sample(asked, sampling=sampling, seeds=seeds)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        policy.sample(asked, sampling=sampling, seeds=seeds)
     assert policy._decoder.serves(lengths[0] + 8)
     assert not policy._decoder.serves(lengths[1] + 8)
     assert [[each.token_ids for each in group] for group in found] == [

@@ -193,7 +193,7 @@ def test_what_others_could_have_written_is_not_loaded(
         built(monkeypatch, XDG_CACHE_HOME=str(tmp_path))
     folder.chmod(0o700)
     built(monkeypatch)
-    (library,) = folder.iterdir()
+    (library,) = folder.glob("*.so")
     library.chmod(0o722)
     with pytest.raises(fold_c.Unavailable, match="can write to it"):
         built(monkeypatch)
@@ -219,11 +219,50 @@ def test_processes_that_build_at_once_leave_one_library(
         for _ in range(2)
     ]
     assert [each.communicate()[0].splitlines()[0] for each in several] == ["c", "c"]
-    (library,) = (tmp_path / "ratchet").iterdir()
+    (library,) = (tmp_path / "ratchet").glob("*.so")
+    assert len([*library.parent.iterdir()]) == 2, "the library and its sum"
     assert library.stat().st_mode & 0o777 == 0o700
-    library.write_bytes(b"not a library")
-    with pytest.raises(fold_c.Unavailable, match="cannot be loaded"):
-        built(monkeypatch, XDG_CACHE_HOME=str(tmp_path))
+
+
+def test_a_library_that_was_cut_short_is_built_anew(tmp_path: Path) -> None:
+    cache = {"XDG_CACHE_HOME": str(tmp_path)}
+    run(TELL, **cache)
+    (library,) = (tmp_path / "ratchet").glob("*.so")
+    whole = library.read_bytes()
+    # Loading the first 3000 bytes of it would end the process with a bus error.
+    for left in (b"", whole[:3000], b"not a library"):
+        library.write_bytes(left)
+        assert run(TELL, **cache).splitlines()[0] == "c"
+        assert library.read_bytes() == whole
+
+
+EMPTY = """#!/bin/sh
+for last; do :; done
+[ "$last" = --version ] || echo 'int nothing;' | cc -shared -fPIC -xc - -o "$last"
+"""
+
+
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [
+        (b"no program", "cc cannot be run"),
+        (
+            b"#!/bin/sh\nprintf 'not \\377 UTF-8' >&2\nexit 1\n",
+            "cc failed on fold.c: not \ufffd UTF-8",
+        ),
+        (EMPTY.encode(), "cannot be loaded: .*undefined symbol"),
+    ],
+)
+def test_a_compiler_that_is_none_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: bytes, reason: str
+) -> None:
+    compiler = tmp_path / "cc"
+    compiler.write_bytes(script)
+    compiler.chmod(0o755)
+    with pytest.raises(fold_c.Unavailable, match=reason):
+        built(monkeypatch, CC=str(compiler), XDG_CACHE_HOME=str(tmp_path))
+    with pytest.raises(fold_c.Unavailable, match="CC is no command"):
+        built(monkeypatch, CC="cc '", XDG_CACHE_HOME=str(tmp_path))
 
 
 def test_a_variable_forces_a_fold(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from kernels.matmul import add_product, counting, fast_float32, product, tile
+from kernels.matmul import add_product, counting, fast_float32, plain_float32, product, tile
 
 MKLDNN = torch.backends.mkldnn
 CPU = torch.device("cpu")
@@ -133,3 +133,26 @@ def test_a_float64_sum_is_added_to_in_float64() -> None:
     left, right = torch.rand(3, 4, dtype=torch.float64), torch.rand(4, 5, dtype=torch.float64)
     add_product(into, left, right, 1)
     torch.testing.assert_close(into, 1 + left @ right)
+
+
+def test_counts_may_be_nested() -> None:
+    with counting() as outer:
+        with counting() as inner:
+            pass
+        product(torch.ones(2, 3), torch.ones(3, 4), out=torch.empty(2, 4))
+    assert (outer.flops, inner.flops) == (48, 0)
+
+
+def test_plain_products_are_plain_within_fast_ones_until_the_last_block_ends() -> None:
+    setting = torch.backends.mkldnn.matmul
+    before = setting.fp32_precision
+    with fast_float32(always=True):
+        fast = setting.fp32_precision
+        one, other = plain_float32(), plain_float32()
+        one.__enter__()
+        other.__enter__()
+        one.__exit__(None, None, None)
+        assert setting.fp32_precision == "ieee"
+        other.__exit__(None, None, None)
+        assert setting.fp32_precision == fast != "ieee"
+    assert setting.fp32_precision == before

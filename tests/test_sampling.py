@@ -134,6 +134,15 @@ def test_tokens_that_cannot_be_are_never_drawn_at_either_end() -> None:
         assert logps.tolist() == pytest.approx([np.log(0.5)] * 2000)
 
 
+@pytest.mark.parametrize("temperature", [1e-30, 1e-46])
+def test_a_temperature_that_is_all_but_0_takes_the_likeliest_token(temperature: float) -> None:
+    logits = torch.tensor([[0.0, 3.0, 1.0, 2.9]]).repeat(4, 1)
+    tokens, _ = sample_with_logprob(
+        logits, temperature=temperature, top_p=0.9, seeds=range(4), positions=0
+    )
+    assert tokens.tolist() == [1] * 4
+
+
 def test_the_noise_nearest_to_one_still_draws_a_token_that_has_weight() -> None:
     weight = torch.zeros(1, 5000)
     weight[0, 100] = 1.0

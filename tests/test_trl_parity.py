@@ -19,8 +19,10 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
+from kernels.matmul import counting
 from roles.policy import adapters
 from roles.policy.encoding import prompt_ids
+from roles.policy.scoring import at_once
 from roles.trainers import losses
 from roles.trainers.demonstrations import DemonstrationTrainer
 from roles.trainers.guards import quiet
@@ -29,7 +31,7 @@ from roles.trainers.labelled import LabelledTrainer
 from roles.trainers.pairs import PairTrainer
 from roles.trainers.preference import Preference
 from roles.trainers.reference import Scores
-from roles.trainers.rows import pad
+from roles.trainers.rows import Tokens, pad
 from roles.trainers.supervised import Supervised
 from roles.trainers.training import Session, session
 from store.records import Checkpoint, Example
@@ -232,6 +234,24 @@ def test_pairs_are_trained_as_trl_does_it(
     hold(*sides)
 
 
+@pytest.mark.parametrize(("adapted", "passes"), [(False, 3), (True, 2)], ids=["full", "adapter"])
+@pytest.mark.parametrize("options", COVERED, ids=str)
+def test_a_step_goes_over_the_head_three_times_and_twice_where_that_is_frozen(
+    setting: Setting, tmp_path: Path, options: dict[str, Any], adapted: bool, passes: int
+) -> None:
+    with opened(Preference(**COMMON, **options), setting, tmp_path / "ours") as found:
+        scores = Scores(tmp_path / "r.json")
+        trainer = PairTrainer(load(setting.start, adapted), found, scores, True)
+        batch = {"row": torch.arange(len(found.rows))}
+        trainer.step_batches = [batch]
+        with counting() as count:
+            step(trainer, batch)
+        vocabulary, width = trainer.model.get_output_embeddings().weight.shape
+        tokens = sum(side.tokens for row in found.rows for side in row.sides)
+        assert count.passes(tokens, vocabulary, width) == passes
+        assert count.most_held == 4 * tokens * vocabulary
+
+
 def test_every_loss_is_held_to_trls() -> None:
     named: set[str] = set()
     for options in COVERED + OTHERS:
@@ -407,6 +427,32 @@ def test_an_answer_of_which_nothing_is_seen_has_no_log_probability(
         unseen = replace(seen, trained=(False,) * len(seen.answer))
         assert [len(each) for each in trainer._logps([unseen, unseen])] == [0, 0]
         assert [len(each) for each in trainer._logps([unseen, seen])] == [0, seen.tokens]
+        cut = replace(seen, answer=(), trained=())
+        assert [len(each) for each in trainer._logps([cut, seen])] == [0, seen.tokens]
+
+
+def test_reference_scores_pass_within_the_budget_however_unlike_in_length_they_are(
+    setting: Setting, tmp_path: Path
+) -> None:
+    with opened(Preference(**COMMON), setting, tmp_path / "ours") as found:
+        trainer = PairTrainer(load(setting.start, False), found, Scores(tmp_path / "r.json"), True)
+        prompt = found.rows[0].chosen.prompt
+        lengths = [200, *[2] * 40]
+        sides = [
+            Tokens(prompt, (*[3] * (length - 1), number), (True,) * length)
+            for number, length in enumerate(lengths, 5)
+        ]
+        passed: list[int] = []
+        trainer.model.get_input_embeddings().register_forward_hook(
+            lambda module, given, made: passed.append(given[0].numel())
+        )
+        scored = trainer._score(set(sides))
+        assert [len(scored[side]) for side in sides] == lengths
+        within, sum_of_all = max(passed), sum(lengths)
+        assert within <= at_once(trainer.model)
+        assert sum(passed) < 2 * sum_of_all < at_once(trainer.model) < 41 * 200
+        (alone,) = trainer._logps(sides[3:4])
+        torch.testing.assert_close(scored[sides[3]], alone, rtol=1e-4, atol=1e-4)
 
 
 def test_the_reference_scores_each_answer_once(setting: Setting, tmp_path: Path) -> None:

@@ -276,7 +276,15 @@ def attending(
         if isinstance(config := getattr(module, "config", None), PretrainedConfig)
     }
     before = {place: config._attn_implementation for place, config in configs.items()}
-    AttentionInterface.register(name, attend)
+
+    def heard(module: Any, *given: Any, **told: Any) -> Any:
+        # Transformers' call of torch's attention does not cap scores, whatever it is told; rows
+        # that decoded with a cap would come from another model than the one that scores them.
+        if before.get(id(module.config)) == "sdpa":
+            told.pop("softcap", None)
+        return attend(module, *given, **told)
+
+    AttentionInterface.register(name, heard)
     if mask is not None:
         AttentionMaskInterface.register(name, mask)
     try:

@@ -35,8 +35,9 @@ _SHARED = 32
 """The fewest tokens at the beginning of all prompts that are read apart from the prompts."""
 _FAST_FROM = 4
 """Tokens in a pass from which fast_float32() is faster."""
-_ENDED = 8
-"""A batch is packed when one in so many of its rows has ended."""
+_SIZES = 8
+"""A batch is packed to whole eighths, the last one filled up with rows that have ended: for each
+number of rows that it meets, oneDNN compiles kernels, and keeps them."""
 
 
 class Row(NamedTuple):
@@ -170,6 +171,7 @@ class Decoder:
     ) -> None:
         """Draw the rows named in `alive`, which come prompt by prompt, to their ends."""
         room = int(drawn.rooms[alive].max())
+        grain = max(1, len(alive) // _SIZES)
         tails = Tails(prefix, groups_N[alive], room - 1)
         logits_NV = prefix.logits_GV[torch.from_numpy(groups_N[alive]).to(self._model.device)]
         with attending(self._model, tails.attend):
@@ -186,7 +188,9 @@ class Decoder:
                 left = int(goes_on.sum())
                 if not left:
                     return
-                if (len(alive) - left) * _ENDED >= len(alive):
+                packed = -(-left // grain) * grain
+                if packed < len(alive):
+                    goes_on[np.flatnonzero(~goes_on)[: packed - left]] = True
                     alive = alive[goes_on]
                     tails.keep(np.flatnonzero(goes_on))
                     tokens_N = tokens_N[torch.from_numpy(goes_on).to(tokens_N.device)]

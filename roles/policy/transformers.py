@@ -90,6 +90,7 @@ class TransformersPolicy:
         self._cache_gib = cache_gib
         self._weights: Any = None
         self._made_decoder: Decoder | None = None
+        self._said: set[str] = set()
 
     def sample(
         self, prompts: Sequence[Prompt], *, sampling: Sampling, seeds: Sequence[Sequence[int]]
@@ -213,13 +214,17 @@ class TransformersPolicy:
     def _decoder(self) -> Decoder:
         if self._made_decoder is None:
             self._made_decoder = Decoder(self._model)
-            if self._made_decoder.unserved is not None:
-                warnings.warn(
-                    f"{type(self._model).__name__} is sampled by transformers' generate, which "
-                    f"takes longer: {self._made_decoder.unserved}",
-                    stacklevel=1,
-                )
+            self._say_left(self._made_decoder.unserved)
         return self._made_decoder
+
+    def _say_left(self, why: str | None) -> None:
+        if why is not None and why not in self._said:
+            self._said.add(why)
+            warnings.warn(
+                f"{type(self._model).__name__} is sampled by transformers' generate, which takes "
+                f"longer: {why}",
+                stacklevel=1,
+            )
 
     def _room(self, ids: Sequence[int]) -> int:
         return (2**31 if self._positions is None else self._positions) - len(ids)
@@ -242,6 +247,8 @@ class TransformersPolicy:
         ):
             yield [served[n] for n in batch]
         left = sorted(set(range(len(rows))).difference(served))
+        if left and self._decoder.unserved is None:
+            self._say_left("of a text so long, its positions or attention turn on the length")
         while left:
             # Rows that the context cuts shorter than max_tokens do not share a batch with others:
             # `generate` would run them past the context.

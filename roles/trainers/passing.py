@@ -19,7 +19,7 @@ from trl.trainer.utils import FusedCausalLMOutput
 
 from kernels.causal import Head, read_head
 from kernels.grouped_hidden import Grouped, grouped_hidden, take
-from kernels.linear_logprob import TokenStats, linear_logprob_stats
+from kernels.linear_logprob import TokenStats, linear_logprob_stats, of_logits
 from roles.trainers.guards import Guarded
 from roles.trainers.rows import Tokens, pad
 
@@ -42,23 +42,24 @@ class Passing(Guarded):
         found: AbstractContextManager[Any] = self.accelerator.autocast()
         return found
 
-    def _hidden(self, sides: Sequence[Tokens]) -> Grouped:
+    def _hidden(self, sides: Sequence[Tokens], budget: int | None = None) -> Grouped:
         """What predicts the tokens that the loss sees, side after side.
 
-        Equal prompts of the sides, and equal answers to them, pass once.
+        Equal prompts of the sides, and equal answers to them, pass once. budget: of tokens that
+        pass at once, padding included; None: all pass together.
         """
         with self._arithmetic():
-            return _rows_of(self.model, sides)
+            return _rows_of(self.model, sides, budget)
 
     def _token_stats(
-        self, sides: Sequence[Tokens], stats: Collection[str]
+        self, sides: Sequence[Tokens], stats: Collection[str], budget: int | None = None
     ) -> tuple[TokenStats, Tensor | None]:
         """Of the tokens that the loss sees, side after side, and the routing's part of the loss."""
         head = self._head
         if head is None:
             with self._arithmetic():
                 return self._own_stats(self._prepare_inputs(pad(sides)), stats)
-        rows = self._hidden(sides)
+        rows = self._hidden(sides, budget)
         with self._arithmetic():
             found = linear_logprob_stats(
                 rows.hidden,
@@ -81,7 +82,8 @@ class Passing(Guarded):
         if read_head(self.model) is None:
             outputs = self.model(**padded, **asked)
             target = padded["input_ids"][:, 1:][trained]
-            return _of_logits(outputs.logits[:, :-1][trained], target, stats), _aux(outputs)
+            logits_NV = outputs.logits[:, :-1][trained].float()
+            return of_logits(logits_NV, target, stats), _aux(outputs)
         labels = padded["input_ids"].clone()
         labels[:, 1:].masked_fill_(~trained, -100)
         outputs = self.model(**padded, **asked, labels=labels, fused_lm_head=True)
@@ -104,20 +106,22 @@ class Passing(Guarded):
         )
 
     @torch.no_grad()
-    def _logps(self, sides: Sequence[Tokens]) -> list[Tensor]:
+    def _logps(self, sides: Sequence[Tokens], budget: int | None = None) -> list[Tensor]:
         """Of each side the log-probabilities of the tokens that the loss sees, on the CPU."""
         counts = [side.tokens for side in sides]
         if not any(counts):  # an answer that is cut may be left with none
             return [torch.zeros(0) for _ in sides]
-        found, _ = self._token_stats(sides, ())
+        found, _ = self._token_stats(sides, (), budget)
         return list(torch.split(found.logp.cpu(), counts))
 
 
-def _rows_of(model: Any, sides: Sequence[Tokens]) -> Grouped:
+def _rows_of(model: Any, sides: Sequence[Tokens], budget: int | None) -> Grouped:
     answers: dict[tuple[int, ...], dict[tuple[int, ...], int]] = {}
-    for side in sides:
+    seen = [side for side in sides if side.tokens]
+    for side in seen:
         answers.setdefault(side.prompt, {})[side.answer] = 0
-    grouped = grouped_hidden(model, list(answers), [list(several) for several in answers.values()])
+    completions = [list(several) for several in answers.values()]
+    grouped = grouped_hidden(model, list(answers), completions, budget=budget)
     first = 0
     for several in answers.values():
         for answer in several:
@@ -125,7 +129,7 @@ def _rows_of(model: Any, sides: Sequence[Tokens]) -> Grouped:
             first += len(answer)
     rows = [
         row
-        for side in sides
+        for side in seen
         for row, trained in enumerate(side.trained, answers[side.prompt][side.answer])
         if trained
     ]
@@ -134,22 +138,6 @@ def _rows_of(model: Any, sides: Sequence[Tokens]) -> Grouped:
         return grouped._replace(cu_seqlens=seqlens)
     index = torch.tensor(rows, dtype=torch.int64, device=grouped.target.device)
     return Grouped(take(grouped.hidden, index), grouped.target[index], seqlens)
-
-
-def _of_logits(logits_NV: Tensor, target_N: Tensor, stats: Collection[str]) -> TokenStats:
-    logits_NV = logits_NV.float()
-    logps_NV = logits_NV.log_softmax(dim=-1)
-    found: dict[str, Tensor] = {}
-    with torch.no_grad():
-        if "entropy" in stats:
-            found["entropy"] = -(logps_NV.exp() * logps_NV).sum(-1)
-        if "mean_logit" in stats:
-            found["mean_logit"] = logits_NV.mean(-1)
-        if "is_top1" in stats:
-            found["is_top1"] = logits_NV.argmax(-1) == target_N
-        if "log_sum_sq" in stats:
-            found["log_sum_sq"] = (2 * logps_NV).logsumexp(-1)
-    return TokenStats(logps_NV.gather(1, target_N[:, None])[:, 0], **found)
 
 
 def _aux(outputs: Any) -> Tensor | None:

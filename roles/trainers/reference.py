@@ -130,14 +130,15 @@ class Held(Passing):
         answers = {prompt: list(several) for prompt, several in asked.items()}
         found: dict[Tokens, Tensor] = {}
         with fast_float32():
-            for batch in batches(answers, at_once(self.model)):
+            budget = at_once(self.model)
+            for batch in batches(answers, budget):
                 scored = [
                     side
                     for prompt, its in batch.items()
                     for ids in its
                     for side in asked[prompt][ids]
                 ]
-                found |= zip(scored, self._logps(scored), strict=True)
+                found |= zip(scored, self._logps(scored, budget), strict=True)
         return found
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:

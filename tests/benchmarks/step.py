@@ -119,7 +119,7 @@ def ours(dtype: str, rank: int = 0, reference: bool = False) -> passes.Pass:
     batch = {"row": torch.arange(PAIRS)}
     trainer.step_batches = [batch]
     sides = {side for row in opened.rows for side in row.sides}
-    return _passed(trainer, batch, (lambda: trainer._score(sides, 2 * PAIRS)) if reference else int)
+    return _passed(trainer, batch, (lambda: trainer._score(sides)) if reference else int)
 
 
 def trl(dtype: str, tuned: bool, rank: int = 0) -> passes.Pass:
