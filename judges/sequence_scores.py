@@ -22,8 +22,9 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 
 from judges.asking import stop_when_told
 from kernels.causal import alike, backbone, few_ids
-from kernels.grouped_hidden import grouped_hidden, shared_room
+from kernels.grouped_hidden import grouped_hidden
 from kernels.matmul import fast_float32
+from kernels.sharing import shared_room
 from roles.policy import devices
 from roles.policy.devices import Device
 from roles.policy.folders import quiet

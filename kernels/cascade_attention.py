@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kernels.matmul import plain_float32
 
-_PLAIN = 2**15
+PLAIN = 2**15
 """Up to this many numbers of keys, copying each row its own prefix costs less than two passes."""
 
 
@@ -51,6 +51,7 @@ def cascade_attention(
     prefix_bias: Tensor | None = None,
     slots: Slots | None = None,
     shared: tuple[Tensor, Tensor] | None = None,
+    plain_up_to: int = PLAIN,
 ) -> Tensor:
     """softmax(scale * q @ [k_shared, k_prefix, k_tail].T) @ [v_shared, v_prefix, v_tail]: what one
     token a row attends to. [N, Hq, Dv] in q's dtype.
@@ -63,6 +64,7 @@ def cascade_attention(
     sinks: [Hq] scores of a key without a value, which the softmax counts.
     prefix_bias: [G, P], added to the scores: -inf where a prompt is padded; see padding().
     shared: keys and values [Hkv, C, D] that all rows of all prompts see before their own.
+    plain_up_to: so many numbers of keys, each row gets a copy of its prompt's, and attends once.
     Raises ValueError for heads or rows that do not divide.
     Source: merging parts by logsumexp, https://arxiv.org/abs/2402.05099 (Hydragen), section 3.1,
     and https://arxiv.org/abs/2112.05682, section 3.
@@ -80,7 +82,7 @@ def cascade_attention(
     # By shapes alone: a choice by timing could fall otherwise after a restart.
     if width and slots is None and prefix_bias is None and tail_bias is None:
         copied = rows * k_prefix.shape[1] * width * k_prefix.shape[3]
-        if copied <= _PLAIN:
+        if copied <= plain_up_to:
             each = rows // len(k_prefix)
             k_tail = torch.cat([k_prefix.repeat_interleave(each, 0), k_tail], 2)
             v_tail = torch.cat([v_prefix.repeat_interleave(each, 0), v_tail], 2)

@@ -152,3 +152,28 @@ def undisturbed(model: Any) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+
+
+def fixed_positions(config: Any) -> int | None:
+    """Up to how many tokens a token's position does not hang on the length of its batch; None is
+    always.
+
+    Some rotary embeddings turn otherwise for a whole batch once its longest row passes a length.
+    """
+    config = config.get_text_config()
+    kinds = [each for each in _ropes(config) if each["rope_type"] in ("dynamic", "longrope")]
+    if not kinds:
+        return None
+    stated = [each.get("original_max_position_embeddings") for each in kinds]
+    stated += [getattr(config, "original_max_position_embeddings", None)]
+    return min([*filter(None, stated)], default=int(config.max_position_embeddings))
+
+
+def _ropes(config: Any) -> Iterator[dict[str, Any]]:
+    waiting = [getattr(config, "rope_parameters", None), getattr(config, "rope_scaling", None)]
+    while waiting:
+        found = waiting.pop()
+        if isinstance(found, dict):
+            if isinstance(found.get("rope_type"), str):
+                yield found
+            waiting += found.values()

@@ -78,7 +78,7 @@ def _widened(dtype: torch.dtype, max_bytes: int) -> int:
 
 
 @dataclass(frozen=True)
-class Head:
+class TiledHead:
     """A head as products take it, and how much of its logits is in memory at once."""
 
     weight: Tensor
@@ -89,7 +89,7 @@ class Head:
     @classmethod
     def of(
         cls, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, scale: Scale, max_bytes: int
-    ) -> Head:
+    ) -> TiledHead:
         return cls(weight.to(dtype), None if bias is None else bias.to(dtype), scale, max_bytes)
 
     @property
@@ -126,7 +126,9 @@ class Head:
 class Gradients:
     """The gradients of a head and of what went into it, summed over tiles; None is not needed."""
 
-    def __init__(self, head: Head, hidden: Tensor, needed: tuple[bool, ...], whole: bool) -> None:
+    def __init__(
+        self, head: TiledHead, hidden: Tensor, needed: tuple[bool, ...], whole: bool
+    ) -> None:
         """`whole`: one tile has all rows, so that no sum over tiles of rows is rounded to less."""
         dtype, wide = head.weight.dtype, arithmetic(head.weight.dtype)
         self.head, self.once = head, whole and dtype != wide

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from kernels.fold_torch import Norm, Running, Scale, arithmetic
-from kernels.head import MAX_BYTES, STATS, Gradients, Head, check, compute_dtype, seen, spans
+from kernels.head import MAX_BYTES, STATS, Gradients, TiledHead, check, compute_dtype, seen, spans
 from kernels.matmul import add_product, product
 
 
@@ -142,7 +142,7 @@ class _LinearLogprob(torch.autograd.Function):
         train: bool,
         dtype: torch.dtype,
     ) -> tuple[Tensor | None, ...]:
-        head = Head.of(weight, bias, dtype, scale, max_bytes)
+        head = TiledHead.of(weight, bias, dtype, scale, max_bytes)
         states = hidden.detach().to(dtype)
         rows, columns = head.shape(len(hidden))
         train = train and any(ctx.needs_input_grad[:3])
@@ -174,7 +174,7 @@ class _LinearLogprob(torch.autograd.Function):
         if local is not None:
             return (grad[:, None] * local).to(hidden.dtype), None, None, *nothing
         norm = Norm(*known)
-        head = Head.of(weight, bias, ctx.dtype, ctx.scale, ctx.max_bytes)
+        head = TiledHead.of(weight, bias, ctx.dtype, ctx.scale, ctx.max_bytes)
         states = hidden.detach().to(ctx.dtype)
         # The logits are used up by the first backward; another one makes them again.
         buffer, ctx.buffer = ctx.buffer, None

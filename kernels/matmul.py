@@ -183,7 +183,7 @@ def plain_float32() -> Iterator[None]:
 
     Torch's own attention on a CPU multiplies small blocks, for each of which oneDNN takes some ten
     times as long as MKL. (What is differentiated runs backward outside this block: see
-    kernels.grouped_hidden.small_attention.)
+    kernels.passes.small_attention.)
     """
     global _plain
     setting = _MKLDNN.matmul

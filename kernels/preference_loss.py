@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import logsigmoid
 
 from kernels.fold_torch import Running, Scale
-from kernels.head import MAX_BYTES, Gradients, Head, check, compute_dtype, seen, tile_shape
+from kernels.head import MAX_BYTES, Gradients, TiledHead, check, compute_dtype, seen, tile_shape
 from kernels.linear_logprob import TokenStats, linear_logprob_stats, linear_logprob_twin
 
 Kind = Literal["sigmoid", "hinge", "robust", "ipo", "sigmoid_norm"]
@@ -308,7 +308,7 @@ class _PreferenceLoss(torch.autograd.Function):
         train: bool,
         dtype: torch.dtype,
     ) -> tuple[Tensor | None, ...]:
-        head = Head.of(weight, bias, dtype, scale, max_bytes)
+        head = TiledHead.of(weight, bias, dtype, scale, max_bytes)
         states = hidden.detach().to(dtype)
         most, columns = head.shape(len(hidden))
         chunks = list(_chunks(bounds, most))

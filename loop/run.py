@@ -20,7 +20,7 @@ from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 from shlex import quote
-from typing import Any
+from typing import Any, get_args
 
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -103,7 +103,7 @@ def begin(config: Config, runs: Path, name: str) -> Path:
         number += 1
         root = runs / f"{stem}-{number}"
     new = [each for each in root.parents if not each.exists()]
-    now = versions()
+    now = versions(config)
     try:
         for folder in (root, root / "checkpoints", root / "logs"):
             folder.mkdir(parents=True)
@@ -159,7 +159,7 @@ def _write_config(root: Path, config: Config) -> None:
     made.replace(root / "config.json")
 
 
-def versions() -> dict[str, str]:
+def versions(config: Config) -> dict[str, str]:
     """Of Python, the packages that matter, our own code (a digest) and what multiplies."""
     from roles.policy import devices
 
@@ -169,10 +169,14 @@ def versions() -> dict[str, str]:
         for file in sorted(file for kind in ("*.py", "*.c") for file in (home / name).rglob(kind)):
             code.update(file.read_bytes())
     found = {package: version(package) for package in PACKAGES}
+    parts = [part for model in config.models.values() for part in (model.engine, model.trainer)]
+    given = [part.options.get("device", "auto") for part in parts]
+    # Of a part of the user's own, `device` may mean something else.
+    on = {each for each in given if each in get_args(devices.Device)} or {"auto"}
     return found | {
         "python": platform.python_version(),
         "code": code.hexdigest()[:16],
-        "arithmetic": devices.arithmetic(),
+        "arithmetic": "; ".join(sorted({devices.arithmetic(each) for each in on})),
     }
 
 
@@ -187,7 +191,7 @@ def drive(root: Path, progress: Progress, roles: dict[int, Any], config: Config)
         os.environ[key] = "false"
     with at_work(root, progress, roles, config) as context:
         _refuse_changed_weights(context.store, config)
-        now = versions()
+        now = versions(config)
         progress.say(now["arithmetic"])
         context.store.note_versions(now)
         context.store.set_status("running")

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels import cascade_attention as module
 from kernels.cascade_attention import (
     Slots,
     cascade_attention,
@@ -61,24 +60,18 @@ def by_sdpa(given: tuple[Tensor, ...], tail_len: Tensor, scale: float | None = N
     return torch.stack(found)
 
 
-@pytest.fixture(params=[0, 2**40], ids=["cascade", "copied"])
-def switched(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both sides of the size switch for the same shapes."""
-    monkeypatch.setattr(module, "_PLAIN", request.param)
-
-
-@pytest.mark.usefixtures("switched")
+@pytest.mark.parametrize("plain_up_to", [0, 2**40], ids=["cascade", "copied"])
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize(("dtype", "atol"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
 def test_it_is_attention_over_prefix_and_ragged_tail(
-    shape: tuple[int, ...], dtype: torch.dtype, atol: float
+    shape: tuple[int, ...], dtype: torch.dtype, atol: float, plain_up_to: int
 ) -> None:
     given = inputs(shape, dtype)
     rows, longest = len(given[0]), shape[-1]
     ragged = torch.randint(1, longest + 1, (rows,))
     for tail_len in (ragged, longest):
         lengths = ragged if tail_len is ragged else torch.full((rows,), longest)
-        found = cascade_attention(*given, tail_len)
+        found = cascade_attention(*given, tail_len, plain_up_to=plain_up_to)
         torch.testing.assert_close(found, by_sdpa(given, lengths), atol=atol, rtol=0)
         torch.testing.assert_close(
             found, cascade_attention_plain(*given, tail_len), atol=atol, rtol=0

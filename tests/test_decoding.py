@@ -13,7 +13,7 @@ import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 import small_model
-from roles.policy import adapters, decoding
+from roles.policy import adapters
 from roles.policy.decoding import Decoder, Drawn, Row
 from roles.policy.embedded import build
 from roles.policy.sampling import StopStrings
@@ -437,10 +437,10 @@ def test_more_rows_of_a_prompt_than_a_batch_holds_go_part_by_part(
 
 
 def test_more_prompts_than_are_read_at_once_are_read_part_by_part(
-    llama: tuple[Any, Decoder], monkeypatch: pytest.MonkeyPatch
+    llama: tuple[Any, Decoder],
 ) -> None:
-    model, decoder = llama
-    monkeypatch.setattr(decoding, "_READ_AT_ONCE", 20)
+    model, _ = llama
+    decoder = Decoder(model, read_at_once=20)
     for common in (0, 33):
         rows = rows_of(some_prompts([5, 9, 1, 3, 7, 7], common), 5)
         assert held_to_generate(model, decoder, rows) == 6

@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from kernels.causal import backbone
-from kernels.grouped_hidden import grouped_hidden, shared_room, small_attention
+from kernels.grouped_hidden import grouped_hidden
+from kernels.passes import small_attention
+from kernels.sharing import shared_room
 from test_causal import make
 
 CHANCE = torch.Generator().manual_seed(1)

@@ -154,8 +154,9 @@ def status(runs: Path) -> dict[str, Any]:
     return found[0] if found else {}
 
 
-def test_a_real_run_killed_in_training_and_at_ten_random_moments_ends_the_same(
-    tmp_path: Path,
+@pytest.mark.parametrize("moments", [4, pytest.param(20, marks=pytest.mark.slow)])
+def test_a_real_run_killed_in_training_and_at_random_moments_ends_the_same(
+    tmp_path: Path, moments: int
 ) -> None:
     """The embedded model, the real trainers, the real command; the moments are drawn anew."""
     config, whole = tmp_path / "loop.toml", tmp_path / "whole"
@@ -177,7 +178,7 @@ def test_a_real_run_killed_in_training_and_at_ten_random_moments_ends_the_same(
     running.communicate()
 
     chance, stages, ended = random.Random(), list[str](), 0
-    while len(stages) < 10:
+    while len(stages) < moments:
         running = start_command(config, runs)
         assert running.stdout is not None
         running.stdout.readline()

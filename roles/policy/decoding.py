@@ -22,14 +22,14 @@ from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from kernels.cascade_attention import padding
-from kernels.causal import alike, few_ids
+from kernels.causal import alike, few_ids, fixed_positions
 from kernels.matmul import fast_float32
 from kernels.sampling import sample_with_logprob
 from roles.policy.attending import Calls, Prefix, Tails, Unserved, attending
 from roles.policy.sampling import StopStrings
 from store.records import Sampling
 
-_READ_AT_ONCE = 4096
+READ_AT_ONCE = 4096
 """Tokens of prompts, padding included, in one pass; more are no faster, and take more memory."""
 _SHARED = 32
 """The fewest tokens at the beginning of all prompts that are read apart from the prompts."""
@@ -92,14 +92,15 @@ def _accepts(model: Any, name: str) -> bool:
 class Decoder:
     """A model, ready to continue prompts, if it can be.
 
-    unserved: why it cannot, or None.
+    read_at_once: tokens of prompts, padding included. unserved: why it cannot, or None.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, *, read_at_once: int = READ_AT_ONCE) -> None:
         self._model = model
+        self._read_at_once = read_at_once
         self._keeps = {"logits_to_keep": 1} if _accepts(model, "logits_to_keep") else {}
         self._windows: set[int] = set()
-        self._limit = _longest(model)
+        self._limit = fixed_positions(model.config)
         self.bytes_per_token = 0
         self.unserved = next((why for why, holds in _UNSERVED if holds(model)), None)
         if self.unserved is None:
@@ -221,7 +222,7 @@ class Decoder:
         common = self._common(prompts, max(lengths) + room)
         shared, device = DynamicCache(), self._model.device
         width = max(lengths) - common
-        at_once = max(1, _READ_AT_ONCE // width)
+        at_once = max(1, self._read_at_once // width)
         calls = Calls(self._model.config.get_text_config()._attn_implementation)
         layers: list[list[Tensor]] = []
         before: list[tuple[Tensor, Tensor]] | None = None
@@ -323,18 +324,6 @@ class Decoder:
                 at = torch.tensor([[4], [4], [3]], device=self._model.device) + step
                 found.append(self._pass(tokens, at, tails.begin_step()))
         return found, tails
-
-
-def _longest(model: Any) -> int | None:
-    """Up to how many tokens the positions of a text do not hang on its length; None: always."""
-    config = model.config.get_text_config()
-    rope = getattr(config, "rope_parameters", None) or {}
-    kinds = [rope] if "rope_type" in rope else [each for each in rope.values() if each]
-    if any(kind.get("rope_type") in ("dynamic", "longrope") for kind in kinds):
-        stated = [kind.get("original_max_position_embeddings") for kind in kinds]
-        stated += [getattr(config, "original_max_position_embeddings", None)]
-        return min([*filter(None, stated)], default=int(config.max_position_embeddings))
-    return None
 
 
 class _Record:

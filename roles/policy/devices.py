@@ -74,15 +74,15 @@ def give_back() -> None:
             ctypes.CDLL(None).malloc_trim(0)
 
 
-def arithmetic() -> str:
-    """How the products that cost most are computed on this machine's device, in a sentence.
+def arithmetic(name: Device = "auto") -> str:
+    """How the products that cost most are computed on the device of this name, in a sentence.
 
     It hangs on the machine alone, and another way gives other last digits. Raises UserError where
     RATCHET_FOLD asks for what is not to be had.
     """
     from kernels import fold, matmul
 
-    device = find("auto")
+    device = find(name)
     try:
         said = fold.chosen(device).reason
     except ValueError as error:

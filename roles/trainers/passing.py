@@ -18,8 +18,9 @@ from torch import Tensor
 from trl.trainer.utils import FusedCausalLMOutput
 
 from kernels.causal import Head, read_head
-from kernels.grouped_hidden import Grouped, grouped_hidden, take
+from kernels.grouped_hidden import Grouped, grouped_hidden
 from kernels.linear_logprob import TokenStats, linear_logprob_stats, of_logits
+from kernels.passes import take
 from roles.trainers.guards import Guarded
 from roles.trainers.rows import Tokens, pad
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 from trl.trainer.utils import FusedCausalLMOutput
 
+from kernels.buckets import buckets
+from kernels.head import MAX_BYTES
 from kernels.matmul import fast_float32
 from roles.policy import adapters, devices
 from roles.policy.scoring import Ids, at_once, batches
@@ -122,24 +124,31 @@ class Held(Passing):
         return dataset
 
     def _score(self, sides: Set[Tokens]) -> Mapping[Tokens, Tensor]:
-        """Each once, all answers to a prompt beside each other, in batches of like length."""
+        """Each once."""
         self.model.eval()
-        asked: dict[Ids, dict[Ids, list[Tokens]]] = {}
-        for side in sorted(sides, key=lambda side: (side.prompt, side.answer, side.trained)):
-            asked.setdefault(side.prompt, {}).setdefault(side.answer, []).append(side)
-        answers = {prompt: list(several) for prompt, several in asked.items()}
+        order = sorted(sides, key=lambda side: (side.prompt, side.answer, side.trained))
+        budget = at_once(self.model)
         found: dict[Tokens, Tensor] = {}
         with fast_float32():
-            budget = at_once(self.model)
-            for batch in batches(answers, budget):
-                scored = [
-                    side
-                    for prompt, its in batch.items()
-                    for ids in its
-                    for side in asked[prompt][ids]
-                ]
+            for scored in self._batches(order, budget):
                 found |= zip(scored, self._logps(scored, budget), strict=True)
         return found
+
+    def _batches(self, sides: Sequence[Tokens], budget: int) -> Iterator[list[Tokens]]:
+        """All answers to a prompt beside each other and prompts of like length; where the model's
+        own logits are used, rows of like length, with a bound on the bytes of them."""
+        if self._head is None:
+            vocabulary = self.model.config.get_text_config().vocab_size
+            budget = max(1, min(budget, MAX_BYTES // (4 * vocabulary)))
+            for bucket in buckets([side.length for side in sides], budget):
+                yield [sides[place] for place in bucket]
+            return
+        asked: dict[Ids, dict[Ids, list[Tokens]]] = {}
+        for side in sides:
+            asked.setdefault(side.prompt, {}).setdefault(side.answer, []).append(side)
+        answers = {prompt: list(several) for prompt, several in asked.items()}
+        for batch in batches(answers, budget):
+            yield [each for prompt in batch for ids in batch[prompt] for each in asked[prompt][ids]]
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         batches, items = super().get_batch_samples(*args, **kwargs)

@@ -1,0 +1,48 @@
+"""Which arithmetic a run computes in: said at its start, and kept with it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from runs import loop, scripted_toml
+from store.database import Store
+
+
+def started(fold: str | None, *arguments: str | Path) -> Any:
+    env = {key: value for key, value in os.environ.items() if key != "RATCHET_FOLD"}
+    return loop("start", *arguments, env=env | ({"RATCHET_FOLD": fold} if fold else {}))
+
+
+def test_a_run_says_what_folds_keeps_it_and_notes_that_it_changed(tmp_path: Path) -> None:
+    file, runs = scripted_toml(tmp_path), tmp_path / "runs"
+    done = started("torch", "--config", file, "--runs", runs, "--set", "rounds=1")
+    said = "the logsumexp fold on cpu is 'torch': RATCHET_FOLD says so"
+    assert done.stderr.count(said) == 1, done.stderr
+    (root,) = runs.iterdir()
+    store = Store(root / "loop.db")
+    run = store.run()
+    store.close()
+    assert run is not None
+    assert run.versions["arithmetic"].startswith(said)
+    assert not run.changes
+    done = started(None, root, "--set", "rounds=2")
+    assert "the logsumexp fold on cpu is " in done.stderr
+    assert said not in done.stderr
+    store = Store(root / "loop.db")
+    run = store.run()
+    store.close()
+    assert run is not None
+    (changed,) = (each for each in run.changes if each["key"] == "versions.arithmetic")
+    assert changed["from"].startswith(said)
+    assert changed["to"] == run.versions["arithmetic"]
+
+
+def test_a_fold_that_there_is_not_is_a_sentence_and_nothing_is_written(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    done = started("fast", "--config", scripted_toml(tmp_path), "--runs", runs)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "RATCHET_FOLD is one of torch, c, triton; found 'fast'" in done.stderr
+    assert not runs.exists()
