@@ -37,10 +37,10 @@ attacks: $(VENV)/installed-test
 server: $(VENV)/installed-test
 	$(BIN)/python tests/benchmarks/judge_server.py
 
-# What it costs in time and memory beside TRL and `generate`, a quarter of an hour, and one whole
+# What it costs in time and memory beside TRL and `generate`, three quarters of an hour, and one whole
 # round beside the same of theirs. On a machine with nothing else to do.
 costs: $(VENV)/installed-bench
-	$(BIN)/python tests/benchmarks/costs.py head step prefix generate scoring
+	$(BIN)/python tests/benchmarks/costs.py head step prefix generate scoring growth
 
 round: $(VENV)/installed-bench
 	$(BIN)/python tests/benchmarks/round.py runs/round

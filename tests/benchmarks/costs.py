@@ -1,8 +1,8 @@
 """All that the README says about time and memory, measured: `costs.py [NAME ...]`.
 
-Runs head, step, prefix, generate, scoring and round (or those named), one after the other, and
-prints their tables under one heading that says how and where. Tables, and every pass as JSON, are
-kept under runs/costs. Ends with 1 where a variant did other work than ours.
+Runs head, step, prefix, generate, scoring, growth and round (or those named), one after the other,
+and prints their tables under one heading that says how and where. Tables, and every pass as JSON,
+are kept under runs/costs. Ends with 1 where a variant did other work than ours.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from importlib.metadata import version
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-NAMES = ("head", "step", "prefix", "generate", "scoring", "round")
+NAMES = ("head", "step", "prefix", "generate", "scoring", "growth", "round")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(NAMES))
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--passes", type=int, default=5)
+    parser.add_argument("--passes", type=int, help="of each but round; theirs if it is left out")
     parser.add_argument("--runs", type=Path, default=Path("runs/costs"))
     asked = parser.parse_args()
     if unknown := set(asked.names) - set(NAMES):
@@ -36,7 +36,7 @@ def main() -> None:
         command += ["--threads", str(asked.threads), "--json", str(asked.runs / f"{name}.json")]
         if name == "round":
             command.append(str(asked.runs / "round"))
-        else:
+        elif asked.passes:
             command += ["--passes", str(asked.passes)]
         print(f"{name} ...", file=sys.stderr, flush=True)
         ran = subprocess.run(command, stdout=subprocess.PIPE, text=True)

@@ -2,10 +2,11 @@
 
     python tests/benchmarks/generate.py [--passes 5] [--threads 1] [--json FILE]
 
-The prompts are the same token ids and every completion has its full length, so both sides make the
-same number of tokens. What is timed draws at temperature 1; what must agree first are the greedy
-tokens. Ours records log-probabilities beside, `generate` does not. The last table is one call of
-the engine on the embedded model, with texts in and texts out.
+The model is a Llama of 8 layers, 512 wide, with grouped heads and a vocabulary of 32k, random
+weights, float32. The prompts are the same token ids and every completion has its full length, so
+both sides make the same number of tokens. What is timed draws at temperature 1; what must agree
+first are the greedy tokens. Ours records log-probabilities beside, `generate` does not. The last
+table is one call of the engine on the embedded model, with texts in and texts out.
 """
 
 from __future__ import annotations
@@ -18,22 +19,23 @@ from typing import Any
 import passes
 
 NEW = 64
+VOCABULARY = 32_000
 
 
-def _model() -> Any:
-    """A Llama of 8 layers, 512 wide, with grouped heads and a vocabulary of 32k."""
+def _model(positions: int, vocabulary: int = VOCABULARY, hidden: int = 512, layers: int = 8) -> Any:
+    """A Llama with grouped heads."""
     import torch
     from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=32_000,
-        hidden_size=512,
-        intermediate_size=1408,
-        num_hidden_layers=8,
-        num_attention_heads=8,
-        num_key_value_heads=4,
-        max_position_embeddings=2048,
+        vocab_size=vocabulary,
+        hidden_size=hidden,
+        intermediate_size=hidden * 11 // 4,
+        num_hidden_layers=layers,
+        num_attention_heads=hidden // 64,
+        num_key_value_heads=hidden // 128,
+        max_position_embeddings=max(2048, positions),
         initializer_range=0.1,  # such that greedy tokens are no ties
         tie_word_embeddings=True,
     )
@@ -42,22 +44,27 @@ def _model() -> Any:
     return model
 
 
-def _prompts(lengths: list[int], common: int) -> list[tuple[int, ...]]:
+def _prompts(
+    lengths: list[int], common: int, vocabulary: int = VOCABULARY
+) -> list[tuple[int, ...]]:
     import torch
 
     generator = torch.Generator().manual_seed(1)
-    drawn = [torch.randint(3, 32_000, (each,), generator=generator).tolist() for each in lengths]
+    drawn = [torch.randint(3, vocabulary, (n,), generator=generator).tolist() for n in lengths]
     return [tuple(drawn[0][:common] + each[common:]) for each in drawn]
 
 
-def ours(lengths: list[int], candidates: int, common: int = 0, new: int = NEW) -> passes.Pass:
+def ours(
+    lengths: list[int], candidates: int, common: int = 0, new: int = NEW, **of: int
+) -> passes.Pass:
     from roles.policy.decoding import Decoder, Row
     from store.records import Sampling
 
-    decoder = Decoder(_model())
+    decoder = Decoder(_model(max(lengths) + new, **of))
+    prompts = _prompts(lengths, common, of.get("vocabulary", VOCABULARY))
     rows = [
         Row(prompt, 1000 * place + number, new)
-        for place, prompt in enumerate(_prompts(lengths, common))
+        for place, prompt in enumerate(prompts)
         for number in range(candidates)
     ]
 
@@ -69,11 +76,14 @@ def ours(lengths: list[int], candidates: int, common: int = 0, new: int = NEW) -
     return passes.Pass(lambda: drawn(1.0), lambda: {"tokens": drawn(0.0)})
 
 
-def generate(lengths: list[int], candidates: int, common: int = 0, new: int = NEW) -> passes.Pass:
+def generate(
+    lengths: list[int], candidates: int, common: int = 0, new: int = NEW, **of: int
+) -> passes.Pass:
     """Padded on the left, each prompt as often as it has candidates."""
     import torch
 
-    model, prompts = _model(), _prompts(lengths, common)
+    model = _model(max(lengths) + new, **of)
+    prompts = _prompts(lengths, common, of.get("vocabulary", VOCABULARY))
     width = max(lengths)
     ids = torch.tensor([[0] * (width - len(each)) + list(each) for each in prompts])
     mask = torch.tensor([[0] * (width - len(each)) + [1] * len(each) for each in prompts])

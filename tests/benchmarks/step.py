@@ -16,6 +16,7 @@ from __future__ import annotations
 import random
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,22 +37,40 @@ from roles.trainers.rows import Row, Tokens
 from roles.trainers.training import Session
 from store.records import Call, Checkpoint
 
-PAIRS, SHORTEST, LONGEST, VOCABULARY = 4, 96, 160, 32_000
 BETA = 0.1
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def model(seed: int, rank: int = 0) -> Any:
+@dataclass(frozen=True)
+class Sizes:
+    """The tables' own, where nobody asks for others."""
+
+    prompts: int = 4
+    pairs: int = 1
+    """Of each prompt."""
+    prompt: tuple[int, int] = (96, 160)
+    """Tokens, from and to."""
+    answer: tuple[int, int] = (96, 160)
+    vocabulary: int = 32_000
+    hidden: int = 512
+    layers: int = 4
+
+
+OWN = Sizes()
+
+
+def model(seed: int, rank: int = 0, sizes: Sizes = OWN) -> Any:
     torch.manual_seed(seed)
+    heads = sizes.hidden // 64
     made = LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=VOCABULARY,
-            hidden_size=512,
-            intermediate_size=1376,
-            num_hidden_layers=4,
-            num_attention_heads=8,
-            num_key_value_heads=8,
-            max_position_embeddings=1024,
+            vocab_size=sizes.vocabulary,
+            hidden_size=sizes.hidden,
+            intermediate_size=-(-8 * sizes.hidden // 96) * 32,
+            num_hidden_layers=sizes.layers,
+            num_attention_heads=heads,
+            num_key_value_heads=heads,
+            max_position_embeddings=max(1024, sizes.prompt[1] + sizes.answer[1]),
             pad_token_id=0,
         )
     )
@@ -62,18 +81,20 @@ def model(seed: int, rank: int = 0) -> Any:
     return made
 
 
-def rows() -> list[Row]:
+def rows(sizes: Sizes = OWN) -> list[Row]:
     chance = random.Random(0)
 
-    def ids() -> tuple[int, ...]:
-        length = chance.randint(SHORTEST, LONGEST)
-        return tuple(chance.randrange(1, VOCABULARY) for _ in range(length))
+    def ids(lengths: tuple[int, int]) -> tuple[int, ...]:
+        length = chance.randint(*lengths)
+        return tuple(chance.randrange(1, sizes.vocabulary) for _ in range(length))
 
-    found = []
-    for number in range(PAIRS):
-        prompt, chosen, rejected = ids(), ids(), ids()
-        sides = [Tokens(prompt, side, (True,) * len(side)) for side in (chosen, rejected)]
-        found.append(Row(number, 1.0, *sides))
+    found: list[Row] = []
+    for _ in range(sizes.prompts):
+        prompt = ids(sizes.prompt)
+        for _ in range(sizes.pairs):
+            chosen, rejected = ids(sizes.answer), ids(sizes.answer)
+            sides = [Tokens(prompt, side, (True,) * len(side)) for side in (chosen, rejected)]
+            found.append(Row(len(found), 1.0, *sides))
     return found
 
 
@@ -101,35 +122,38 @@ def _figures(loss: float, trained: Any) -> passes.Figures:
     return {"loss": loss, "grad_norm": torch.stack(grads).norm().item()}
 
 
-def ours(dtype: str, rank: int = 0, reference: bool = False) -> passes.Pass:
+def ours(dtype: str, rank: int = 0, reference: bool = False, **of: Any) -> passes.Pass:
+    sizes = Sizes(**of)
+    found = rows(sizes)
     into = Path(tempfile.mkdtemp())
     start = Checkpoint(
         model="policy", path=into, digest="d", tokenizer_digest="t", template_digest="c", bytes=1
     )
-    options: Options = Preference(beta=BETA, batch_size=PAIRS, device="cpu")
+    options: Options = Preference(beta=BETA, batch_size=len(found), device="cpu")
     call = Call(seed=0, round=1, stage="train")
     opened = Session(
-        options, rows(), _tokenizer(into / "t"), start, into, call, "cpu", DTYPES[dtype]
+        options, found, _tokenizer(into / "t"), start, into, call, "cpu", DTYPES[dtype]
     )
     opened.saves.mkdir()
     scores = Scores(opened.saves / "reference.json")
     with quiet():
-        PairTrainer(model(1), opened, scores, False)
-        trainer = PairTrainer(model(0, rank), opened, scores, False)
-    batch = {"row": torch.arange(PAIRS)}
+        PairTrainer(model(1, sizes=sizes), opened, scores, False)
+        trainer = PairTrainer(model(0, rank, sizes), opened, scores, False)
+    batch = {"row": torch.arange(len(found))}
     trainer.step_batches = [batch]
     sides = {side for row in opened.rows for side in row.sides}
     return _passed(trainer, batch, (lambda: trainer._score(sides)) if reference else int)
 
 
-def trl(dtype: str, tuned: bool, rank: int = 0) -> passes.Pass:
+def trl(dtype: str, tuned: bool, rank: int = 0, **of: Any) -> passes.Pass:
+    sizes = Sizes(**of)
     folder = Path(tempfile.mkdtemp())
     said = Dataset.from_list([{"prompt": "a", "chosen": "b", "rejected": "c"}])
     with quiet():
         # Its reference is computed for this batch, so not by what it calls precompute.
         trainer = DPOTrainer(
-            model=model(0, rank),
-            ref_model=model(1),
+            model=model(0, rank, sizes),
+            ref_model=model(1, sizes=sizes),
             args=DPOConfig(
                 output_dir=str(folder),
                 beta=BETA,
@@ -149,7 +173,7 @@ def trl(dtype: str, tuned: bool, rank: int = 0) -> passes.Pass:
                 "chosen_ids": list(row.chosen.answer),
                 "rejected_ids": list(row.rejected.answer),
             }
-            for row in rows()
+            for row in rows(sizes)
             if row.rejected is not None
         ]
     )
