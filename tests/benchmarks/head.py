@@ -10,15 +10,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import passes
 import torch
 from torch import Tensor
 
 from kernels.linear_logprob import linear_logprob
-from kernels.preference_loss import preference_loss, preference_loss_twin
+from kernels.preference_loss import PreferenceLoss, preference_loss, preference_loss_twin
 
 BETA = 0.1
+LOGGED = ["entropy", "mean_logit", "is_top1"]
+"""What DPOTrainer logs of each token, and so what ours makes in a training."""
 PROMPT = 128
 
 
@@ -81,22 +85,29 @@ def passed(batch: Batch, loss_of: Callable[[], Tensor]) -> passes.Pass:
     return passes.Pass(run, agreement)
 
 
-def ours(**of: object) -> passes.Pass:
-    batch = Batch.make(**of)  # type: ignore[arg-type]
+def pair_by_pair(op: Callable[..., PreferenceLoss], of: dict[str, Any]) -> passes.Pass:
+    batch = Batch.make(**of)
     cu_seqlens = torch.tensor([0, *batch.lengths]).cumsum(0)
     reference = torch.zeros(len(batch.lengths))
 
     def loss() -> Tensor:
         rows, target = batch.completions()
-        return preference_loss(
-            rows, batch.weight, target, cu_seqlens, reference, kind="sigmoid", beta=BETA
-        ).loss
+        more = {"kind": "sigmoid", "beta": BETA}
+        return op(rows, batch.weight, target, cu_seqlens, reference, **more).loss
 
     return passed(batch, loss)
 
 
-def ours_any_loss(**of: object) -> passes.Pass:
-    batch = Batch.make(**of)  # type: ignore[arg-type]
+def ours(*, stats: list[str], **of: Any) -> passes.Pass:
+    return pair_by_pair(partial(preference_loss, stats=stats), of)
+
+
+def naive(**of: Any) -> passes.Pass:
+    return pair_by_pair(preference_loss_twin, of)
+
+
+def ours_any_loss(**of: Any) -> passes.Pass:
+    batch = Batch.make(**of)
 
     def loss() -> Tensor:
         rows, target = batch.completions()
@@ -105,25 +116,11 @@ def ours_any_loss(**of: object) -> passes.Pass:
     return passed(batch, loss)
 
 
-def naive(**of: object) -> passes.Pass:
-    batch = Batch.make(**of)  # type: ignore[arg-type]
-    cu_seqlens = torch.tensor([0, *batch.lengths]).cumsum(0)
-    reference = torch.zeros(len(batch.lengths))
-
-    def loss() -> Tensor:
-        rows, target = batch.completions()
-        return preference_loss_twin(
-            rows, batch.weight, target, cu_seqlens, reference, kind="sigmoid", beta=BETA
-        ).loss
-
-    return passed(batch, loss)
-
-
-def trl(**of: object) -> passes.Pass:
+def trl(**of: Any) -> passes.Pass:
     """As DPOTrainer calls it on a CPU: all rows, and the statistics that it logs."""
     from trl.kernels import ChunkedLogProbFunction
 
-    batch = Batch.make(**of)  # type: ignore[arg-type]
+    batch = Batch.make(**of)
     there = batch.labels != -100
     outputs = ("log_probs", "entropy", "mean_logits", "is_top1")
 
@@ -138,11 +135,11 @@ def trl(**of: object) -> passes.Pass:
     return passed(batch, loss)
 
 
-def trl_tuned(**of: object) -> passes.Pass:
+def trl_tuned(**of: Any) -> passes.Pass:
     """TRL's function on completion rows, for log-probabilities alone."""
     from trl.kernels import ChunkedLogProbFunction
 
-    batch = Batch.make(**of)  # type: ignore[arg-type]
+    batch = Batch.make(**of)
 
     def loss() -> Tensor:
         rows, target = batch.completions()
@@ -154,13 +151,13 @@ def trl_tuned(**of: object) -> passes.Pass:
     return passed(batch, loss)
 
 
-def liger(**of: object) -> passes.Pass:
+def liger(**of: Any) -> passes.Pass:
     """Liger's, which compiles one chunk's forward and backward, on all rows of the completions."""
     try:
         from liger_kernel.chunked_loss import LigerFusedLinearDPOLoss
     except ImportError as error:
         raise passes.Unavailable(str(error)) from error
-    batch = Batch.make(**of)  # type: ignore[arg-type]
+    batch = Batch.make(**of)
     fused = LigerFusedLinearDPOLoss(beta=BETA, use_ref_model=False)
     labels = batch.labels[:, PROMPT - 1 :].contiguous()
 
@@ -171,11 +168,11 @@ def liger(**of: object) -> passes.Pass:
     return passed(batch, loss)
 
 
-def matmuls(*, frozen: bool, **of: object) -> passes.Pass:
+def matmuls(*, frozen: bool, **of: Any) -> passes.Pass:
     """The products alone, at their fastest here, into memory that is there already."""
     from kernels.matmul import fast_float32, large
 
-    batch = Batch.make(frozen=frozen, **of)  # type: ignore[arg-type]
+    batch = Batch.make(frozen=frozen, **of)
     rows, _ = (each.detach() for each in batch.completions())
     weight = batch.weight.detach()
     grad = torch.randn(len(rows), len(weight)).to(rows.dtype)
@@ -204,7 +201,8 @@ def tables(settings: passes.Settings) -> Iterator[passes.Table]:
                 "frozen": frozen,
             }
             variants = {
-                "ours": (ours, of),
+                "ours": (ours, of | {"stats": LOGGED}),
+                "ours, nothing logged": (ours, of | {"stats": []}),
                 "ours, any loss": (ours_any_loss, of),
                 "naive, completion rows": (naive, of),
                 "TRL as it comes": (trl, of),
