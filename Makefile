@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: install start test test-slow figures losses judges attacks server costs round lint clean
+.PHONY: install start test test-slow figures losses judges attacks server costs lint clean
 install: $(VENV)/installed
 
 start: install
@@ -37,13 +37,12 @@ attacks: $(VENV)/installed-test
 server: $(VENV)/installed-test
 	$(BIN)/python tests/benchmarks/judge_server.py
 
-# What it costs in time and memory beside TRL and `generate`, three quarters of an hour, and one whole
-# round beside the same of theirs. On a machine with nothing else to do.
+# What it costs in time and memory beside TRL, Liger and `generate`, a whole round included: an hour
+# and twenty minutes on a machine with nothing else to do. PARTS="head round" measures these alone;
+# the README's table is printed last, of all parts that were ever measured.
+PARTS ?=
 costs: $(VENV)/installed-bench
-	$(BIN)/python tests/benchmarks/costs.py head step prefix generate scoring growth
-
-round: $(VENV)/installed-bench
-	$(BIN)/python tests/benchmarks/round.py runs/round
+	$(BIN)/python tests/benchmarks/costs.py $(PARTS)
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .

@@ -118,7 +118,8 @@ def attend(
     """
     (groups, kv_heads, _, size), (rows, heads, _) = k.shape, q.shape
     each, shared_by = rows // groups, heads // kv_heads
-    q = q.view(groups, each, kv_heads, shared_by, size).transpose(1, 2)
+    if each > 1:
+        q = q.view(groups, each, kv_heads, shared_by, size).transpose(1, 2)
     q = q.reshape(groups, kv_heads, each * shared_by, size)
     if bias is not None:
         bias = bias[:, None, None, :]
@@ -130,8 +131,9 @@ def attend(
             )
     else:
         out, lse = _attend_by_matmul(q, k, v, scale, softcap, bias)
-    out = out.view(groups, kv_heads, each, shared_by, -1).transpose(1, 2)
-    lse = lse.reshape(groups, kv_heads, each, shared_by).transpose(1, 2)
+    if each > 1:
+        out = out.view(groups, kv_heads, each, shared_by, -1).transpose(1, 2)
+        lse = lse.reshape(groups, kv_heads, each, shared_by).transpose(1, 2)
     return Part(out.reshape(rows, heads, -1), lse.reshape(rows, heads))
 
 

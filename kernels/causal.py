@@ -160,13 +160,25 @@ def fixed_positions(config: Any) -> int | None:
 
     Some rotary embeddings turn otherwise for a whole batch once its longest row passes a length.
     """
-    config = config.get_text_config()
-    kinds = [each for each in _ropes(config) if each["rope_type"] in ("dynamic", "longrope")]
+    lasting, config = lasting_positions(config), config.get_text_config()
+    kinds = [each for each in _ropes(config) if each["rope_type"] == "longrope"]
     if not kinds:
-        return None
+        return lasting
     stated = [each.get("original_max_position_embeddings") for each in kinds]
-    stated += [getattr(config, "original_max_position_embeddings", None)]
+    stated += [getattr(config, "original_max_position_embeddings", None), lasting]
     return min([*filter(None, stated)], default=int(config.max_position_embeddings))
+
+
+def lasting_positions(config: Any) -> int | None:
+    """Up to how many tokens in each text positions do not hang on what passed before; None is any.
+
+    Dynamic rotary embeddings are stretched to the longest text that has passed, until one passes
+    that is shorter than the context.
+    Source: transformers 5.19, modeling_rope_utils.py, dynamic_rope_update.
+    """
+    config = config.get_text_config()
+    dynamic = any(each["rope_type"] == "dynamic" for each in _ropes(config))
+    return int(config.max_position_embeddings) if dynamic else None
 
 
 def _ropes(config: Any) -> Iterator[dict[str, Any]]:

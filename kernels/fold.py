@@ -1,7 +1,7 @@
 """Which logsumexp fold is used: C on a CPU, Triton on a GPU, torch where neither can be had.
 
-The choice is made by facts (what is installed, what a compiler makes), never by a timing, so that a
-run that goes on after a kill computes as it did before.
+The choice is made by facts (what is installed, whether what a compiler makes of it folds as torch
+does), never by a timing, so that a run that goes on after a kill computes as it did before.
 """
 
 from __future__ import annotations
@@ -10,16 +10,20 @@ import functools
 import importlib
 import importlib.util
 import os
+import subprocess
+from itertools import product
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from kernels import fold_c, fold_torch
+from kernels import fold_torch
 from kernels.fold_torch import Norm, Running, Scale
 
 NAMES = ("torch", "c", "triton")
 VARIABLE = "RATCHET_FOLD"
+_OFF = 3e-5
+"""How far a fold may lie from torch's: GPUs have exponentials that are approximations."""
 
 
 class Chosen(NamedTuple):
@@ -69,25 +73,68 @@ def _chosen(device: str, asked: str | None) -> Chosen:
 
 def _missing(name: str, device: str) -> str | None:
     """Why this fold cannot be used on this device; None when it can."""
-    if name == "c":
-        if device != "cpu":
-            return "the C fold is for a CPU"
-        try:
-            fold_c.library()
-        except fold_c.Unavailable as error:
-            return str(error)
-    elif name == "triton":
+    if name == "torch":
+        return None
+    if name == "c" and device != "cpu":
+        return "the C fold is for a CPU"
+    if name == "triton":
         if importlib.util.find_spec("triton") is None:
             return "Triton is not installed"
         if device == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
             return "Triton runs on a CPU with TRITON_INTERPRET=1 only"
+    return tried(name, device)
+
+
+def tried(name: str, device: str) -> str | None:
+    """Why this fold does not work on this device, tried on a few small tiles; None when it does.
+
+    A compiler, a driver or a processor that we do not know is found out here, and not by a kernel
+    in the middle of a training.
+    """
+    try:
+        folding = _module(name)
+    except (ImportError, OSError) as error:
+        return f"Triton cannot be imported: {said(error)}"
+    y = torch.linspace(-30, 30, 3 * 2083, device="cpu").view(3, 2083).sin() * 20
+    try:
+        for dtype, scale in product(folding.DTYPES, (Scale(), Scale(0.7, 15.0))):
+            found = _folded(folding, y.to(device, dtype, copy=True), scale)
+            wanted = _folded(fold_torch, y.to(dtype, copy=True), scale)
+            rtol = 1e-5 if dtype == torch.float32 else 1e-2
+            sides = zip(found, wanted, (1e-5, 1e-5, 1e-5, rtol), strict=True)
+            if not all(torch.allclose(one, other, rtol=r, atol=_OFF) for one, other, r in sides):
+                return f"what was compiled of fold_{name} does not fold as torch does"
+    except folding.FAILURES as error:
+        return str(error) if name == "c" else f"Triton cannot run a kernel: {said(error)}"
     return None
+
+
+def _folded(by: Any, tile: Tensor, scale: Scale) -> tuple[Tensor, ...]:
+    """Of each row the maximum, the logarithm of the sum, the target and the gradient."""
+    target = torch.tensor([0, 1040, 2082], device=tile.device)
+    grad = torch.tensor([1.0, -2.0, 0.5], device=tile.device)
+    running = Running.start(tile, len(tile), ())
+    by.forward(tile, target, 0, running, scale)
+    by.backward(tile, target, 0, running.norm, grad, scale)
+    return tuple(each.float().cpu() for each in (*running.norm, running.target, tile))
+
+
+def said(error: BaseException) -> str:
+    """The error in a clause that is the same each time: runs are compared by it."""
+    if isinstance(error, subprocess.CalledProcessError):
+        # What it was called with are files that have other names each time.
+        return f"{error.cmd[0]} ended with exit status {error.returncode}"
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0]
+
+
+def _module(name: str) -> Any:
+    return importlib.import_module(f"kernels.fold_{name}")
 
 
 def _fold(tile: Tensor) -> Any:
     name = chosen(tile.device).name
-    if name == "c" and tile.dtype in fold_c.DTYPES:
-        return fold_c
-    if name == "triton" and tile.dtype != torch.float64:
-        return importlib.import_module("kernels.fold_triton")
-    return fold_torch
+    if name == "torch":
+        return fold_torch
+    folding = _module(name)
+    return folding if tile.dtype in folding.DTYPES else fold_torch

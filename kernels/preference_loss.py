@@ -7,23 +7,17 @@ they are never kept until the backward, nor made a second time for it.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import logsigmoid
 
 from kernels.fold_torch import Running, Scale
 from kernels.head import MAX_BYTES, Gradients, TiledHead, check, compute_dtype, seen, tile_shape
 from kernels.linear_logprob import TokenStats, linear_logprob_stats, linear_logprob_twin
-
-Kind = Literal["sigmoid", "hinge", "robust", "ipo", "sigmoid_norm"]
-KINDS: tuple[str, ...] = get_args(Kind)
-PER_TOKEN = frozenset({"ipo", "sigmoid_norm"})
-"""Kinds whose log-ratios are means over tokens."""
+from kernels.preference_terms import Terms
 
 
 class PreferenceLoss(NamedTuple):
@@ -40,45 +34,6 @@ class PreferenceLoss(NamedTuple):
     """[N] each, with logp whatever was asked for."""
     unweighted: Tensor
     """The loss with all pair weights 1."""
-
-
-@dataclass(frozen=True)
-class _Terms:
-    """What a pair's loss is made of."""
-
-    kind: str
-    beta: float
-    label_smoothing: float
-    length_alpha: float
-    nll_alpha: float
-    nll: str
-    pairs: float
-    nll_tokens: float
-
-    def losses(self, logp_S: Tensor, ref_S: Tensor, tokens_S: Tensor) -> Tensor:
-        """Each pair's part of the loss, [B]: the sum of these is a mean."""
-        ratio_S = logp_S - ref_S
-        score_S = ratio_S / tokens_S if self.kind in PER_TOKEN else ratio_S
-        delta_B = score_S[0::2] - score_S[1::2]
-        x_B = self.beta * delta_B + self.length_alpha * (tokens_S[0::2] - tokens_S[1::2])
-        if self.kind in ("sigmoid", "sigmoid_norm"):
-            loss_B = -logsigmoid(x_B)
-        elif self.kind == "hinge":
-            loss_B = torch.relu(1 - x_B)
-        elif self.kind == "robust":
-            flipped = self.label_smoothing
-            loss_B = flipped * logsigmoid(-x_B) - (1 - flipped) * logsigmoid(x_B)
-            loss_B = loss_B / (1 - 2 * flipped)
-        else:
-            loss_B = (delta_B - 1 / (2 * self.beta)) ** 2
-        loss_B = loss_B / self.pairs
-        if not self.nll_alpha:
-            return loss_B
-        of_B = tokens_S[0::2] * self.pairs if self.nll == "sequence" else self.nll_tokens
-        return loss_B - self.nll_alpha * logp_S[0::2] / of_B
-
-    def rewards(self, logp_S: Tensor, ref_S: Tensor, tokens_S: Tensor) -> Tensor:
-        return self.beta * (logp_S - ref_S) + self.length_alpha * tokens_S
 
 
 def preference_loss(
@@ -121,7 +76,8 @@ def preference_loss(
                       https://arxiv.org/abs/2403.00409
         ipo           (r_c / n_c - r_r / n_r - 1 / (2 beta))^2: https://arxiv.org/abs/2310.12036,
                       equation 17
-        sigmoid_norm  -log sigmoid(beta (r_c / n_c - r_r / n_r))
+        sigmoid_norm  -log sigmoid(beta (r_c / n_c - r_r / n_r)):
+                      https://arxiv.org/abs/2411.15124, the length-normalised DPO of Tülu 3
 
     each as DPOTrainer has it (trl/trainer/dpo_trainer.py, `_compute_loss`). nll_alpha adds the
     chosen completions' negative log-likelihood: "sequence" is the mean over pairs of -logp_c / n_c
@@ -140,17 +96,17 @@ def preference_loss(
     check(hidden, weight, target, bias, temperature, softcap, max_bytes, stats)
     bounds = _checked(len(hidden), cu_seqlens, ref_logp, pair_weight)
     lengths = [stop - start for start, stop in pairwise(bounds)]
-    terms = _Terms(
-        kind,
-        beta,
-        label_smoothing,
-        length_alpha,
-        nll_alpha,
-        nll,
-        len(lengths) // 2 if pairs is None else pairs,
-        sum(lengths[0::2]) if nll_tokens is None else nll_tokens,
+    terms = Terms.of(
+        lengths,
+        kind=kind,
+        beta=beta,
+        label_smoothing=label_smoothing,
+        length_alpha=length_alpha,
+        nll_alpha=nll_alpha,
+        nll=nll,
+        pairs=pairs,
+        nll_tokens=nll_tokens,
     )
-    _check_terms(terms)
     dtype = compute_dtype(hidden)
     most, columns = tile_shape(len(hidden), len(weight), dtype, max_bytes)
     longest = max(bounds[each + 2] - bounds[each] for each in range(0, len(lengths), 2))
@@ -192,39 +148,26 @@ def preference_loss_twin(
     cu_seqlens: Tensor,
     ref_logp: Tensor,
     *,
-    kind: str,
-    beta: float,
-    label_smoothing: float = 0.0,
     pair_weight: Tensor | None = None,
-    length_alpha: float = 0.0,
-    nll_alpha: float = 0.0,
-    nll: Literal["sequence", "token"] = "sequence",
     bias: Tensor | None = None,
     softcap: float | None = None,
     temperature: float = 1.0,
     stats: Collection[str] = (),
+    **terms: Any,
 ) -> PreferenceLoss:
-    """The same from all logits, by autograd."""
-    lengths = cu_seqlens.diff().tolist()
-    terms = _Terms(
-        kind,
-        beta,
-        label_smoothing,
-        length_alpha,
-        nll_alpha,
-        nll,
-        len(lengths) // 2,
-        sum(lengths[0::2]),
-    )
+    """The same from all logits, by autograd. terms: kind, beta and so on, as Terms.of takes."""
+    check(hidden, weight, target, bias, temperature, softcap, MAX_BYTES, stats)
+    bounds = _checked(len(hidden), cu_seqlens, ref_logp, pair_weight)
+    lengths = [stop - start for start, stop in pairwise(bounds)]
     found = linear_logprob_twin(
         hidden, weight, target, bias=bias, temperature=temperature, softcap=softcap, stats=stats
     )
-    return _of_tokens(found, terms, lengths, ref_logp, pair_weight)
+    return _of_tokens(found, Terms.of(lengths, **terms), lengths, ref_logp, pair_weight)
 
 
 def _of_tokens(
     found: TokenStats,
-    terms: _Terms,
+    terms: Terms,
     lengths: Sequence[int],
     ref_logp: Tensor,
     pair_weight: Tensor | None,
@@ -272,24 +215,6 @@ def _checked(
     return bounds
 
 
-def _check_terms(terms: _Terms) -> None:
-    kind = terms.kind
-    if kind not in KINDS:
-        raise ValueError(f"no preference loss of kind {kind!r}; there are {', '.join(KINDS)}")
-    if terms.nll not in ("sequence", "token"):
-        raise ValueError(f"nll is 'sequence' or 'token'; found {terms.nll!r}")
-    if not terms.beta > 0 or not terms.pairs > 0 or not terms.nll_tokens > 0:
-        found = f"beta {terms.beta:g}, pairs {terms.pairs:g}, nll_tokens {terms.nll_tokens:g}"
-        raise ValueError(f"beta, pairs and nll_tokens are above 0; found {found}")
-    if not 0 <= terms.label_smoothing < 0.5:
-        found = f"{terms.label_smoothing:g}"
-        raise ValueError(f"label_smoothing is from 0 to below 0.5; found {found}")
-    if terms.label_smoothing and kind != "robust":
-        raise ValueError(f"label_smoothing means nothing to {kind!r}; it does to 'robust'")
-    if terms.length_alpha and kind in PER_TOKEN:
-        raise ValueError(f"length_alpha means nothing to {kind!r}, which divides by the length")
-
-
 class _PreferenceLoss(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -301,7 +226,7 @@ class _PreferenceLoss(torch.autograd.Function):
         ref_logp: Tensor,
         pair_weight: Tensor | None,
         bounds: list[int],
-        terms: _Terms,
+        terms: Terms,
         scale: Scale,
         max_bytes: int,
         stats: tuple[str, ...],

@@ -52,20 +52,38 @@ def sample_with_logprob(
     Source: top_p is nucleus sampling, https://arxiv.org/abs/1904.09751, section 3.1.
     """
     noise_N = None if temperature == 0 else uniforms_at(seeds, positions)
+    return sample_by_noise(logits, noise_N, temperature=temperature, top_p=top_p, top_k=top_k)
+
+
+def sample_by_noise(
+    logits: Tensor,
+    noise: NDArray[np.float64] | None,
+    *,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """The same where u is known: noise [N], or None at temperature 0.
+
+    For who draws many tokens a row: uniforms() makes the noise of many positions at once.
+    """
     rows = len(logits)
     if logits.device.type == "cpu":
         rows = max(1, _AT_ONCE // logits.shape[1])
-    found = [
-        _sampled(
-            logits[start : start + rows],
-            None if noise_N is None else noise_N[start : start + rows],
-            temperature,
-            top_p,
-            top_k,
-        )
-        for start in range(0, len(logits), rows)
-    ]
-    token_N, logp_N = (torch.cat(parts) for parts in zip(*found, strict=True))
+    if rows >= len(logits):
+        token_N, logp_N = _sampled(logits, noise, temperature, top_p, top_k)
+    else:
+        found = [
+            _sampled(
+                logits[start : start + rows],
+                None if noise is None else noise[start : start + rows],
+                temperature,
+                top_p,
+                top_k,
+            )
+            for start in range(0, len(logits), rows)
+        ]
+        token_N, logp_N = (torch.cat(parts) for parts in zip(*found, strict=True))
     if not bool(logp_N.isfinite().all()):
         row = int(logp_N.isfinite().logical_not().nonzero()[0, 0])
         raise FloatingPointError(f"logits of NaN or infinity, first in row {row}")
@@ -141,8 +159,10 @@ def _total(weight_NV: Tensor) -> Tensor:
 def _drawn(weight_NV: Tensor, noise_N: NDArray[np.float64]) -> tuple[Tensor, Tensor]:
     """The token at which each row's sum of weights passes noise * total, and the total: [N, 1]."""
     exact = _exact(weight_NV.device)
-    noise_N1 = torch.from_numpy(noise_N).to(exact).clamp_(max=1 - torch.finfo(exact).eps)
-    noise_N1 = noise_N1.unsqueeze(1).to(weight_NV.device)
+    noise_N1 = torch.from_numpy(noise_N).unsqueeze(1)
+    if exact != torch.float64:  # to which some of the noise rounds up to 1
+        noise_N1 = noise_N1.to(exact).clamp_(max=1 - torch.finfo(exact).eps)
+    noise_N1 = noise_N1.to(weight_NV.device)
     rows, vocabulary = weight_NV.shape
     if vocabulary <= _ONE_LEVEL:
         cumulative_NV = weight_NV.cumsum(-1, dtype=exact)
@@ -202,13 +222,16 @@ def _nucleus(sorted_NK: Tensor, total_N1: Tensor, top_p: float) -> tuple[Tensor,
     return sorted_NK.gather(1, kept_N1 - 1), cumulative_NK[:, -1] >= top_p * total_N1[:, 0]
 
 
-def uniforms(seeds: Seeds, positions: int) -> NDArray[np.float64]:
+def uniforms(seeds: Seeds, positions: int, *, first: int = 0) -> NDArray[np.float64]:
     """Numbers in [0, 1), [len(seeds), positions], each from its seed and position alone.
 
+    first: the first position.
     Source: splitmix64's finaliser (Steele, Lea, Flood 2014). The seed is mixed by itself first:
     otherwise seeds a golden ratio apart would share one sequence, shifted.
     """
-    return _noise(_bits(seeds)[:, None], np.arange(positions, dtype=np.uint64)[None, :])
+    return _noise(
+        _bits(seeds)[:, None], np.arange(first, first + positions, dtype=np.uint64)[None, :]
+    )
 
 
 def uniforms_at(seeds: Seeds, positions: int | Sequence[int]) -> NDArray[np.float64]:

@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-from kernels.causal import alike, backbone, bare, fixed_positions, undisturbed
+from kernels.causal import alike, backbone, bare, few_ids, fixed_positions, undisturbed
 from kernels.passes import new_cache, padded, shared, whole
 
 _NEVER = 0
@@ -42,7 +42,7 @@ def _room_of(model: Any) -> int:
     if config.is_encoder_decoder or not _plain(new_cache(body.config), filled=False):
         return _NEVER
     with undisturbed(model), torch.no_grad():
-        ids = [1 + 7919 * n % (model.get_input_embeddings().weight.shape[0] - 1) for n in range(12)]
+        ids = few_ids(model, 12)[0].tolist()
         prompts, flat = [ids[:3], ids[3:5]], [ids[5:9], ids[9:10], ids[10:12], ids[4:7]]
         owner = [0, 0, 1, 1]
         rows = whole(body, prompts, flat, owner, model.device)

@@ -51,7 +51,8 @@ def start(wish: Wish, out: Console, err: Console) -> int:
     fresh = root is None
     if root is None:
         space.check(config, roles, wish.runs)
-        root = run.begin(config, wish.runs, wish.name or wish.recipe or _stem(wish.file))
+        name = wish.name or wish.recipe or _stem(wish.file)
+        root = run.begin(config, wish.runs, name, roles)
         said = f"begins a new run, {root}"
     else:
         said = f"goes on with {root}"

@@ -108,11 +108,10 @@ def _check_server(config: Config, use: str, judge: Any, name: str) -> None:
 
 def _check_template(model: Model, folder: Path, engine: Any) -> None:
     """Only where an engine will write prompts by it."""
-    from roles.policy.encoding import check_template
-    from roles.policy.transformers import TransformersEngine
-
-    if not isinstance(engine, TransformersEngine):
+    if not getattr(engine, "writes_by_template", False):
         return
+    from roles.policy.encoding import check_template
+
     if model.template_path is None:
         check_template(folder)
         return

@@ -95,15 +95,15 @@ def stored_config(root: Path) -> Config:
     return configuration.validate(run.config)
 
 
-def begin(config: Config, runs: Path, name: str) -> Path:
-    """Make a run directory with its store. The roles must have been checked."""
+def begin(config: Config, runs: Path, name: str, roles: dict[int, Any]) -> Path:
+    """Make a run directory with its store. `roles` are those that load_roles made of `config`."""
     stem = f"{datetime.now():%Y-%m-%d-%H%M%S}-{name}"
     root, number = runs / stem, 1
     while root.exists():
         number += 1
         root = runs / f"{stem}-{number}"
     new = [each for each in root.parents if not each.exists()]
-    now = versions(config)
+    now = versions(config, roles)
     try:
         for folder in (root, root / "checkpoints", root / "logs"):
             folder.mkdir(parents=True)
@@ -159,8 +159,9 @@ def _write_config(root: Path, config: Config) -> None:
     made.replace(root / "config.json")
 
 
-def versions(config: Config) -> dict[str, str]:
-    """Of Python, the packages that matter, our own code (a digest) and what multiplies."""
+def versions(config: Config, roles: dict[int, Any]) -> dict[str, str]:
+    """Of Python, the packages that matter, our own code (a digest) and, where an engine or a
+    trainer has a device, what multiplies on it."""
     from roles.policy import devices
 
     home = Path(__file__).resolve().parent.parent
@@ -170,13 +171,13 @@ def versions(config: Config) -> dict[str, str]:
             code.update(file.read_bytes())
     found = {package: version(package) for package in PACKAGES}
     parts = [part for model in config.models.values() for part in (model.engine, model.trainer)]
-    given = [part.options.get("device", "auto") for part in parts]
+    given = [getattr(roles[id(part)], "device", None) for part in parts]
     # Of a part of the user's own, `device` may mean something else.
-    on = {each for each in given if each in get_args(devices.Device)} or {"auto"}
+    on = [name for name in get_args(devices.Device) if name in given]
     return found | {
         "python": platform.python_version(),
         "code": code.hexdigest()[:16],
-        "arithmetic": "; ".join(sorted({devices.arithmetic(each) for each in on})),
+        "arithmetic": "; ".join(sorted({devices.arithmetic(name) for name in on})),
     }
 
 
@@ -191,8 +192,9 @@ def drive(root: Path, progress: Progress, roles: dict[int, Any], config: Config)
         os.environ[key] = "false"
     with at_work(root, progress, roles, config) as context:
         _refuse_changed_weights(context.store, config)
-        now = versions(config)
-        progress.say(now["arithmetic"])
+        now = versions(config, roles)
+        if now["arithmetic"]:
+            progress.say(now["arithmetic"])
         context.store.note_versions(now)
         context.store.set_status("running")
         return _drive(context)

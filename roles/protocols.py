@@ -99,7 +99,11 @@ class Server(Protocol):
 
 @runtime_checkable
 class Engine(Protocol):
-    """What opens a checkpoint as a policy."""
+    """What opens a checkpoint as a policy.
+
+    An engine may have the attribute `writes_by_template`: if it is true, prompts are written by the
+    checkpoint's chat template, which is then checked before a run begins.
+    """
 
     def open(self, checkpoint: Checkpoint) -> Policy:
         """The policy. Weights may be loaded at the first call that needs them."""

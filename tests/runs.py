@@ -57,7 +57,7 @@ def start(file: Path, runs: Path, sets: Sequence[str] = ()) -> tuple[Path, run.O
     """What `loop start --config` does, without a process of its own."""
     settings = config.read(file, sets=sets)
     roles = run.load_roles(settings)
-    root = run.unfinished(runs, settings) or run.begin(settings, runs, "test")
+    root = run.unfinished(runs, settings) or run.begin(settings, runs, "test", roles)
     return root, go_on(root, settings, roles)
 
 
@@ -72,7 +72,7 @@ def printed(file: Path, runs: Path, sets: Sequence[str]) -> str:
     roles = run.load_roles(settings)
     out = io.StringIO()
     progress = Progress(Console(file=out, width=10_000))
-    outcome = run.drive(run.begin(settings, runs, "test"), progress, roles, settings)
+    outcome = run.drive(run.begin(settings, runs, "test", roles), progress, roles, settings)
     assert outcome.code == 0, outcome.reason
     return out.getvalue()
 

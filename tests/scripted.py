@@ -138,7 +138,9 @@ class Learner:
         forget_in: int | None = None,
         seconds_a_step: float = 0.0,
         kill_at: tuple[int, int] | None = None,
+        device: str | None = None,
     ) -> None:
+        self.device = device
         self.gain, self.steps, self.seconds_a_step = gain, steps, seconds_a_step
         self.diverge_in, self.spoil_in, self.kill_at = diverge_in, spoil_in, kill_at
         self.forget_in = forget_in

@@ -11,7 +11,7 @@ import torch
 import transformers
 from torch import nn
 
-from kernels.causal import backbone, logits, read_head
+from kernels.causal import backbone, fixed_positions, lasting_positions, logits, read_head
 from roles.policy import adapters
 
 SIZES: dict[str, Any] = {
@@ -198,3 +198,46 @@ def test_the_head_is_the_one_that_the_model_has_now() -> None:
     assert second is not None
     assert second.weight is model.lm_head.weight
     assert second.weight is not first.weight
+
+
+ROPE: dict[str, Any] = {"rope_theta": 1e4, "factor": 4.0}
+LONG: dict[str, Any] = {"short_factor": [1.0] * 4, "long_factor": [3.0] * 4}
+
+
+@pytest.mark.parametrize(
+    ("kind", "more", "fixed", "lasting"),
+    [
+        ("linear", {}, None, None),
+        ("longrope", LONG | {"original_max_position_embeddings": 12}, 12, None),
+        ("dynamic", {}, 16, 16),
+        ("dynamic", {"original_max_position_embeddings": 12}, 16, 16),
+    ],
+)
+def test_up_to_a_length_positions_turn_neither_on_other_rows_nor_on_earlier_texts(
+    kind: str, more: dict[str, Any], fixed: int | None, lasting: int | None
+) -> None:
+    rope = ROPE | more | {"rope_type": kind}
+
+    def model() -> Any:
+        return make("Llama", max_position_embeddings=16, rope_parameters=rope)
+
+    def last(model: Any, tokens: int, longest: int = 0) -> torch.Tensor:
+        """Of a text, padded on the right to the length of a longer one."""
+        ids = torch.zeros(1, max(tokens, longest), dtype=torch.int64)
+        ids[0, :tokens] = torch.arange(1, tokens + 1)
+        with torch.no_grad():
+            hidden: torch.Tensor = backbone(model)(input_ids=ids).last_hidden_state
+        return hidden[0, tokens - 1]
+
+    def same(one: torch.Tensor, other: torch.Tensor) -> bool:
+        return torch.allclose(one, other, rtol=1e-4, atol=1e-5)
+
+    used, limit = model(), fixed or 16
+    assert fixed_positions(used.config) == fixed
+    assert lasting_positions(used.config) == lasting
+    last(used, limit)
+    for longest in (9, limit):
+        assert same(last(used, 9, longest), last(model(), 9))
+    assert same(last(used, 9, limit + 1), last(model(), 9)) == (fixed is None)
+    last(used, 30)
+    assert same(last(used, limit + 1), last(model(), limit + 1)) == (lasting is None)

@@ -36,7 +36,7 @@ def made(
 ) -> Path:
     """A run of two rounds made from a recipe."""
     config = configuration.read(recipe=recipe, sets=["rounds=2", *sets])
-    root = run.begin(config, runs, recipe)
+    root = run.begin(config, runs, recipe, run.load_roles(config))
     builder(root, config).fill()
     if not finish:
         change(root, "UPDATE run SET status = 'interrupted'")

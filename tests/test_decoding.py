@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,10 +14,12 @@ import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 import small_model
+from kernels.sampling import sample_with_logprob
 from roles.policy import adapters
-from roles.policy.decoding import Decoder, Drawn, Row
+from roles.policy.attending import Prefix, Tails
+from roles.policy.decoding import Decoder
 from roles.policy.embedded import build
-from roles.policy.sampling import StopStrings
+from roles.policy.rows import Drawn, Row, StopStrings
 from roles.policy.transformers import TransformersEngine
 from store.records import Checkpoint, Message, Prompt, Sampling
 
@@ -472,6 +475,41 @@ def test_drawn_tokens_and_log_probabilities_are_those_of_plain_passes(
         logps_TV = model(ids).logits[0].double().log_softmax(-1)[len(row.prompt) - 1 : -1]
         wanted = logps_TV.gather(1, ids[0, len(row.prompt) :, None])[:, 0]
         assert drawn.logprobs == pytest.approx(wanted.tolist(), abs=2e-5)
+
+
+def test_a_long_completion_has_the_noise_of_each_of_its_positions(
+    llama: tuple[Any, Decoder],
+) -> None:
+    model, decoder = llama
+    rows = [Row(prompt, seed, 90) for prompt in some_prompts([5, 9]) for seed in (3, 2**64 - 1)]
+    sampling = Sampling(max_tokens=90, temperature=0.7)
+    for row, drawn in zip(
+        rows,
+        decoder.decode(rows, sampling, end_ids=(), most=256, bytes_at_once=2**30),
+        strict=True,
+    ):
+        logits_TV = model(torch.tensor([[*row.prompt, *drawn.tokens]])).logits[0].detach()
+        wanted, _ = sample_with_logprob(
+            logits_TV[len(row.prompt) - 1 : -1],
+            temperature=0.7,
+            seeds=[row.seed] * 90,
+            positions=range(90),
+        )
+        assert drawn.tokens == wanted.tolist()
+
+
+def test_the_keys_of_rows_are_freed_as_soon_as_the_rows_are_drawn(
+    llama: tuple[Any, Decoder],
+) -> None:
+    _, decoder = llama
+    gc.collect()
+    gc.disable()
+    try:
+        greedy(decoder, rows_of(some_prompts([5, 9, 1]), 6))
+        left = [each for each in gc.get_objects() if type(each) in (Tails, Prefix)]
+    finally:
+        gc.enable()
+    assert not left
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])

@@ -173,14 +173,64 @@ def test_a_compiler_that_fails_is_told_with_its_words(
     assert list((tmp_path / "ratchet").iterdir()) == []
 
 
-def test_a_library_that_does_not_fold_as_torch_does_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_library_that_does_not_fold_as_torch_does_is_refused(tmp_path: Path) -> None:
     compiler = tmp_path / "cc"
     compiler.write_text(WRONG)
     compiler.chmod(0o755)
-    with pytest.raises(fold_c.Unavailable, match="does not fold as torch does"):
-        built(monkeypatch, CC=str(compiler), XDG_CACHE_HOME=str(tmp_path))
+    name, reason = run(TELL, CC=str(compiler), XDG_CACHE_HOME=str(tmp_path)).splitlines()
+    assert name == "torch"
+    assert reason.endswith("what was compiled of fold_c does not fold as torch does")
+
+
+def test_where_triton_finds_no_driver_torch_folds_and_the_reason_is_told() -> None:
+    pytest.importorskip("triton")
+    if torch.cuda.is_available():
+        pytest.skip("there is a driver")
+    code = (
+        "from kernels import fold\n"
+        "print(fold.tried('triton', 'cpu'), *fold.chosen('cuda'), sep='\\n')"
+    )
+    tried, name, reason = run(code, TRITON_INTERPRET="0").splitlines()
+    assert tried.startswith("Triton cannot run a kernel: 0 active drivers")
+    assert name == "torch"
+    assert "on cuda is the slower one of torch: Triton cannot run a kernel: " in reason
+
+
+def test_a_launcher_that_triton_cannot_compile_is_told_in_the_same_words_each_time(
+    tmp_path: Path,
+) -> None:
+    """By the function that builds its launchers: a launcher itself takes a GPU."""
+    pytest.importorskip("triton")
+    code = (
+        "from triton.runtime.build import compile_module_from_src\n"
+        "from kernels import fold, fold_triton\n"
+        "try: compile_module_from_src('int nothing;', 'nothing')\n"
+        "except fold_triton.FAILURES as error: print(fold.said(error))"
+    )
+    compiler = tmp_path / "cc"
+    compiler.write_text("#!/bin/sh\nexit 3\n")
+    compiler.chmod(0o755)
+    cache = {"TRITON_CACHE_DIR": str(tmp_path / "cache")}
+    assert run(code, CC=str(compiler), **cache) == f"{compiler} ended with exit status 3"
+    without = f"import os; os.environ.pop('CC', None)\n{code}"
+    assert run(without, PATH=str(tmp_path), **cache).startswith("Failed to find C compiler")
+
+
+def test_a_triton_that_cannot_be_imported_is_told(tmp_path: Path) -> None:
+    package = tmp_path / "triton"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise ImportError('libtriton.so: no such file\\nat all')")
+    code = (
+        "from kernels import fold\n"
+        "try: fold.chosen('cpu')\n"
+        "except ValueError as error: print(error)"
+    )
+    path = f"{tmp_path}:{ROOT}"
+    told = run(code, RATCHET_FOLD="triton", TRITON_INTERPRET="1", PYTHONPATH=path)
+    assert told == (
+        "RATCHET_FOLD asks for 'triton' on cpu, but Triton cannot be imported: libtriton.so: no "
+        "such file"
+    )
 
 
 def test_what_others_could_have_written_is_not_loaded(

@@ -199,7 +199,7 @@ def test_a_stage_that_fails_keeps_what_was_committed_and_goes_on(tmp_path: Path)
     roles = run.load_roles(settings)
     judge = roles[id(settings.track["main"].judge)]
     judge.fail_in = 2
-    root = run.begin(settings, tmp_path / "runs", "test")
+    root = run.begin(settings, tmp_path / "runs", "test", roles)
     from runs import go_on
 
     failed = go_on(root, settings, roles)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,20 +12,16 @@ import pytest
 BENCHMARKS = Path(__file__).parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
+import kept  # noqa: E402
 import passes  # noqa: E402
+import table  # noqa: E402
 
 
-def product(rows: int) -> passes.Pass:
-    """A matrix product, whose first entry is the figure."""
-    import torch
+def sleeping(seconds: float) -> passes.Pass:
+    """Of a known time, whatever runs beside it."""
+    import time
 
-    a = torch.ones(rows, 512)
-    b = torch.ones(512, 512)
-
-    def figures() -> passes.Figures:
-        return {"entry": float((a @ b)[0, 0]), "tokens": [1, 2, 3]}
-
-    return passes.Pass(lambda: [a @ b for _ in range(4)], figures)
+    return passes.Pass(lambda: time.sleep(seconds), lambda: {"entry": 1.0, "tokens": [1, 2, 3]})
 
 
 def allocating(mib: int, held: int = 0) -> passes.Pass:
@@ -42,7 +37,7 @@ def allocating(mib: int, held: int = 0) -> passes.Pass:
 
 
 def limit() -> passes.Pass:
-    return passes.Pass(product(512).run)
+    return passes.Pass(sleeping(0.05).run)
 
 
 def counted(entry: int) -> passes.Pass:
@@ -76,48 +71,47 @@ def tables(settings: passes.Settings) -> Iterator[passes.Table]:
     yield passes.compare("b", of, baseline="one", agree={"entry": 1e-6}, settings=settings)
 
 
-def rows(table: passes.Table) -> dict[str, passes.Row]:
-    return {row.variant: row for row in table.rows}
+def time(row: table.Row) -> float:
+    assert row.ratio is not None
+    return row.ratio.time
 
 
-def test_twice_the_work_is_twice_the_time_and_a_limit_is_marked_as_one() -> None:
+def test_twice_the_time_is_a_ratio_of_two_and_a_limit_is_marked_as_one() -> None:
     found = passes.compare(
-        "products",
+        "naps",
         {
-            "small": (product, {"rows": 512}),
-            "large": (product, {"rows": 1024}),
+            "short": (sleeping, {"seconds": 0.1}),
+            "long": (sleeping, {"seconds": 0.2}),
             "limit": limit,
         },
-        baseline="small",
+        baseline="short",
         agree={"entry": 0.0, "tokens": 0.0},
     )
-    of = rows(found)
     assert found.agreed
     assert [len(row.seconds) for row in found.rows] == [5, 5, 5]
-    assert of["small"].ratio == 1.0
-    # Minima, but other work may run beside a test.
-    assert 1.3 < (of["large"].ratio or 0) < 3.2
-    assert "a limit" in of["limit"].note
-    assert "a limit" not in found.markdown().split("| large |")[1].splitlines()[0]
+    assert time(found["short"]) == 1.0
+    assert 1.8 < time(found["long"]) < 2.2
+    assert "a limit" in found["limit"].note
+    assert "a limit" not in found.markdown().split("| long |")[1].splitlines()[0]
 
 
 def test_memory_is_that_of_the_passes_and_not_of_the_set_up() -> None:
-    of = rows(
-        passes.compare(
-            "memory",
-            {
-                "little": (allocating, {"mib": 50, "held": 300}),
-                "much": (allocating, {"mib": 200}),
-            },
-            baseline="little",
-            agree={"entry": 0.0},
-            passes=2,
-        )
+    of = passes.compare(
+        "memory",
+        {
+            "little": (allocating, {"mib": 50, "held": 300}),
+            "much": (allocating, {"mib": 200}),
+        },
+        baseline="little",
+        agree={"entry": 0.0},
+        passes=2,
     )
     assert of["much"].memory_by == "VmHWM"
     assert 45 < of["little"].memory_mib < 75
     assert 195 < of["much"].memory_mib < 225
-    assert 2.5 < (of["much"].memory_ratio or 0) < 5
+    ratio = of["much"].ratio
+    assert ratio is not None
+    assert 2.5 < (ratio.memory or 0) < 5
 
 
 def test_a_variant_that_is_stopped_or_absent_is_shown_with_its_reason_and_without_a_ratio() -> None:
@@ -129,13 +123,23 @@ def test_a_variant_that_is_stopped_or_absent_is_shown_with_its_reason_and_withou
         limit_s=2.0,
         passes=1,
     )
-    of = rows(found)
-    assert of["endless"].note == "stopped after 2 s"
-    assert of["absent"].note == "not to be had here: needs another machine"
-    assert of["endless"].ratio is None
-    assert of["absent"].ratio is None
-    assert of["ours"].ratio == 1.0
+    assert found["endless"].note == "stopped after 2 s"
+    assert found["absent"].note == "not to be had here: needs another machine"
+    assert found["endless"].ratio is None
+    assert found["absent"].ratio is None
+    assert time(found["ours"]) == 1.0
     assert found.agreed
+
+
+def test_no_turn_begins_once_passes_have_taken_enough() -> None:
+    found = passes.compare(
+        "slow",
+        dict.fromkeys(("one", "other"), (sleeping, {"seconds": 0.3})),
+        baseline="one",
+        agree={"entry": 0.0},
+        enough_s=0.7,
+    )
+    assert [len(row.seconds) for row in found.rows] == [2, 2]
 
 
 def test_a_variant_has_the_threads_that_were_asked_for() -> None:
@@ -159,33 +163,33 @@ def test_variants_that_disagree_get_no_ratio_and_the_command_fails(tmp_path: Pat
         cwd=tmp_path,
     )
     assert ran.returncode == 1, ran.stderr
-    loose, strict = json.loads(written.read_text())
-    assert [row["ratio"] is None for row in loose["rows"]] == [False, False]
-    assert [row["ratio"] is None for row in strict["rows"]] == [False, True]
-    assert strict["rows"][1]["note"] == "DISAGREES: entry 513, the baseline has 512"
+    loose, strict = kept.read(written).tables
+    assert [row.ratio is None for row in loose.rows] == [False, False]
+    assert [row.ratio is None for row in strict.rows] == [False, True]
+    assert strict["off"].note == "DISAGREES: entry 513, the baseline has 512"
     assert "DISAGREES: entry 513" in ran.stdout
     assert "1 thread, load" in ran.stdout
 
 
 def test_lists_that_differ_in_one_entry_or_in_length_disagree() -> None:
     wanted = {"tokens": [1, 2, 3]}
-    assert not list(passes._differences({"tokens": [1, 2, 3]}, wanted, {"tokens": 0.0}))
-    [one] = passes._differences({"tokens": [1, 2, 4]}, wanted, {"tokens": 0.0})
+    assert not list(table.differences({"tokens": [1, 2, 3]}, wanted, {"tokens": 0.0}))
+    [one] = table.differences({"tokens": [1, 2, 4]}, wanted, {"tokens": 0.0})
     assert one == "DISAGREES: tokens at 1 of 3 places, first 4, the baseline has 3"
-    [shorter] = passes._differences({"tokens": [1, 2]}, wanted, {"tokens": 0.0})
+    [shorter] = table.differences({"tokens": [1, 2]}, wanted, {"tokens": 0.0})
     assert shorter == "DISAGREES: 2 tokens, the baseline has 3"
 
 
 def test_a_figure_that_is_not_a_number_never_agrees() -> None:
     nan = float("nan")
-    [said] = passes._differences({"loss": nan}, {"loss": 1.0}, {"loss": 1.0})
+    [said] = table.differences({"loss": nan}, {"loss": 1.0}, {"loss": 1.0})
     assert said == "DISAGREES: loss nan, the baseline has 1"
-    assert list(passes._differences({"loss": nan}, {"loss": nan}, {"loss": 1.0}))
+    assert list(table.differences({"loss": nan}, {"loss": nan}, {"loss": 1.0}))
 
 
 def test_a_loaded_machine_is_named_in_the_heading() -> None:
-    quiet = passes.Table("t", "ours", 1, (0.2, 1.2), [])
-    noisy = passes.Table("t", "ours", 1, (0.2, 1.7), [])
+    quiet = table.Table("t", "ours", 1, (0.2, 1.2), [])
+    noisy = table.Table("t", "ours", 1, (0.2, 1.7), [])
     assert "NOISY" not in quiet.markdown()
     assert "NOISY" in noisy.markdown()
 

@@ -20,7 +20,8 @@ from store.database import Store
 from store.records import Call, Checkpoint, Prompt, Sampling, Training
 
 BENCHMARKS = Path(__file__).parent / "benchmarks"
-PEERS = BENCHMARKS / "peers.py"
+ENGINE = BENCHMARKS / "peer_engine.py"
+TRAINERS = BENCHMARKS / "peer_trainers.py"
 QUESTIONS = ("Why?", "What is 12 * 3?", "Sort these in ascending order: 51.6, -91.9, 7", "1 + 1")
 CALL = Call(seed=3, round=1, stage="train")
 STEPS: dict[str, Any] = {"learning_rate": 1e-3, "batch_size": 4, "epochs": 2.0}
@@ -34,18 +35,22 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     return small_model.checkpoint(folder)
 
 
-def peer(role: str, name: str, **options: Any) -> Any:
-    return load(role, f"{PEERS}:{name}", options)
+def engine(**options: Any) -> Any:
+    return load("engine", f"{ENGINE}:Generate", options)
+
+
+def trainer(name: str, **options: Any) -> Any:
+    return load("trainer", f"{TRAINERS}:{name}", options)
 
 
 def asked() -> list[Prompt]:
     return [small_model.question(text) for text in QUESTIONS]
 
 
-def train(trainer: Any, model: Checkpoint, into: Path, *, pairs: bool = True) -> Training:
+def train(by: Any, model: Checkpoint, into: Path, *, pairs: bool = True) -> Training:
     into.mkdir()
     examples = small_model.examples(model.path, 10, pairs=pairs)
-    training = trainer.train(examples, model, model, into, CALL)
+    training = by.train(examples, model, model, into, CALL)
     assert isinstance(training, Training)
     return training
 
@@ -67,7 +72,7 @@ def test_greedy_tokens_and_scores_are_those_of_our_engine(model: Checkpoint) -> 
         "seeds": [[0]] * len(prompts),
     }
     ours = TransformersEngine(device="cpu").open(model)
-    other = peer("engine", "Generate", rows=3).open(model)
+    other = engine(rows=3).open(model)
     found = other.sample(prompts, **greedy)
     assert [[each.token_ids for each in group] for group in found] == [
         [each.token_ids for each in group] for group in ours.sample(prompts, **greedy)
@@ -81,7 +86,7 @@ def test_greedy_tokens_and_scores_are_those_of_our_engine(model: Checkpoint) -> 
 
 def test_answers_are_as_many_as_seeds_and_drawn_from_them(model: Checkpoint) -> None:
     def sample(seeds: Sequence[Sequence[int]]) -> list[list[tuple[int, ...]]]:
-        policy = peer("engine", "Generate", rows=6).open(model)
+        policy = engine(rows=6).open(model)
         groups = policy.sample(asked(), sampling=Sampling(max_tokens=5), seeds=seeds)
         return [[each.token_ids for each in group] for group in groups]
 
@@ -95,7 +100,7 @@ def test_answers_are_as_many_as_seeds_and_drawn_from_them(model: Checkpoint) -> 
 
 
 def test_a_prompt_that_fills_the_context_gets_no_answer(model: Checkpoint) -> None:
-    policy = peer("engine", "Generate").open(model)
+    policy = engine().open(model)
     prompts = [small_model.question("long " * 600), *asked()[:1]]
     found = policy.sample(prompts, sampling=Sampling(max_tokens=3), seeds=[[1, 2], [3, 4]])
     assert [len(group) for group in found] == [0, 2]
@@ -106,7 +111,7 @@ def test_tuned_trl_takes_our_steps_to_our_weights(
     model: Checkpoint, tmp_path: Path, nll: float
 ) -> None:
     theirs = train(
-        peer("trainer", "Dpo", nll_weight=nll, tuned=True, bf16=False, **STEPS),
+        trainer("Dpo", nll_weight=nll, tuned=True, bf16=False, **STEPS),
         model,
         tmp_path / "a",
     )
@@ -124,14 +129,14 @@ def test_tuned_trl_takes_our_steps_to_our_weights(
 def test_trl_as_it_comes_begins_with_our_loss_within_bfloat16(
     model: Checkpoint, tmp_path: Path
 ) -> None:
-    theirs = train(peer("trainer", "Dpo", nll_weight=2.0, **STEPS), model, tmp_path / "a")
+    theirs = train(trainer("Dpo", nll_weight=2.0, **STEPS), model, tmp_path / "a")
     ours = train(Preference(nll_weight=2.0, device="cpu", **STEPS), model, tmp_path / "b")
     assert theirs.steps[0].loss == pytest.approx(ours.steps[0].loss, rel=5e-3)
 
 
 def test_trl_of_demonstrations_takes_our_steps(model: Checkpoint, tmp_path: Path) -> None:
     theirs = train(
-        peer("trainer", "Sft", tuned=True, bf16=False, **STEPS), model, tmp_path / "a", pairs=False
+        trainer("Sft", tuned=True, bf16=False, **STEPS), model, tmp_path / "a", pairs=False
     )
     ours = train(Supervised(device="cpu", **STEPS), model, tmp_path / "b", pairs=False)
     assert losses(theirs)[0] == pytest.approx(losses(ours)[0], rel=1e-5)
@@ -175,7 +180,7 @@ samples = 2
     counts = []
     for name, sets in {
         "ours": ["trainer.max_steps=2"],
-        "peers": [f"engine.use={PEERS}:Generate", f"trainer.use={PEERS}:Dpo"],
+        "peers": [f"engine.use={ENGINE}:Generate", f"trainer.use={TRAINERS}:Dpo"],
     }.items():
         root, outcome = runs.start(file, tmp_path / name, sets)
         assert outcome.code == 0, outcome.reason

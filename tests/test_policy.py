@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,20 @@ def test_the_same_call_gives_the_same_completions_to_the_last_bit(folder: Path) 
         for _ in range(2)
     )
     assert first == second
+
+
+def test_a_judge_may_ask_from_several_threads(policy: TransformersPolicy) -> None:
+    prompts = [ask(f"Spell {word} backward") for word in ("cat", "bird")]
+    sampling = Sampling(temperature=1.0, max_tokens=40)
+
+    def asked(place: int) -> tuple[Any, Any]:
+        prompt = prompts[place % 2]
+        [drawn] = policy.sample([prompt], sampling=sampling, seeds=[range(place, place + 5)])
+        return drawn, policy.logprobs([prompt] * 5, drawn)
+
+    alone = [asked(place) for place in range(8)]
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(asked, range(8))) == alone
 
 
 def test_a_prefix_of_the_tokens_does_not_hang_on_max_tokens(policy: TransformersPolicy) -> None:

@@ -14,7 +14,8 @@ from torch import Tensor
 import formulas
 from kernels.linear_logprob import linear_logprob_twin
 from kernels.matmul import counting
-from kernels.preference_loss import KINDS, PreferenceLoss, preference_loss, preference_loss_twin
+from kernels.preference_loss import PreferenceLoss, preference_loss, preference_loss_twin
+from kernels.preference_terms import KINDS
 
 LENGTHS = [3, 1, 4, 2, 1, 5]  # three pairs; one-token completions on either side
 CU_SEQLENS = torch.tensor([0, *LENGTHS]).cumsum(0)
@@ -279,6 +280,7 @@ def test_under_autocast_products_are_made_in_bfloat16_and_gradients_are_float32(
         assert (ours - theirs).norm() <= 5e-2 * theirs.norm()
 
 
+@pytest.mark.parametrize("op", [preference_loss, preference_loss_twin])
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
@@ -297,7 +299,7 @@ def test_under_autocast_products_are_made_in_bfloat16_and_gradients_are_float32(
         ({"kind": "ipo", "length_alpha": 0.1}, "means nothing to 'ipo'"),
     ],
 )
-def test_what_cannot_be_is_told_in_a_sentence(changed: dict[str, Any], said: str) -> None:
+def test_what_cannot_be_is_told_in_a_sentence(op: Any, changed: dict[str, Any], said: str) -> None:
     given: dict[str, Any] = {
         "hidden": torch.zeros(6, 3),
         "weight": torch.zeros(5, 3),
@@ -308,4 +310,4 @@ def test_what_cannot_be_is_told_in_a_sentence(changed: dict[str, Any], said: str
         "beta": 0.1,
     }
     with pytest.raises(ValueError, match=said):
-        preference_loss(**given | changed)
+        op(**given | changed)

@@ -251,7 +251,7 @@ class Builder:
 def build(runs: Path, *sets: str) -> Path:
     """A finished run of a warm-up and two rounds."""
     config = configuration.read(sets=[*SMALL, *sets])
-    root = run.begin(config, runs, "built")
+    root = run.begin(config, runs, "built", run.load_roles(config))
     Builder(root, config).fill()
     return root
 

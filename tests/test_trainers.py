@@ -507,6 +507,26 @@ def test_a_policy_that_is_not_its_reference_is_found_before_the_first_update(
         train(small(micro_batch_size=1), examples, start, into)
 
 
+@pytest.mark.parametrize("make", ["small", "imitation"])
+def test_texts_whose_positions_turn_on_what_was_read_before_are_refused(
+    make: str, tmp_path: Path
+) -> None:
+    options = globals()[make]()
+    rope = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
+    held = [
+        make_checkpoint(tmp_path / f"{size}", 1, max_position_embeddings=size, rope_parameters=rope)
+        for size in (64, 16)
+    ]
+    examples = make_examples(held[0], 4, pairs=make == "small")
+    assert train(options, examples, held[0], tmp_path / "trained").status == "trained"
+    with pytest.raises(UserError) as told:
+        train(options, examples, held[1], tmp_path / "refused")
+    said = str(told.value)
+    assert said.startswith(f"example {102 if make == 'small' else 103} has 2")
+    assert f"tokens with its prompt, and the positions of {held[1].path}, whose rope_type" in said
+    assert "last for 16: past that they turn on what was read before; leave it out" in said
+
+
 def test_what_a_trainer_cannot_learn_from_is_refused_by_name(
     start: Checkpoint, tmp_path: Path
 ) -> None:

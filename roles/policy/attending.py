@@ -1,14 +1,13 @@
 """The attention function that models of transformers get while decoding.py runs them.
 
 Keys are taken where attention is called, not where the model caches them, so models may cache what
-they like and share it between layers. While prompts are read, the model's own function is called
-and what it was given is kept; while rows decode, one token each, the function adds the prompts'
-keys to the rows' own (kernels.cascade_attention).
+they like and share it between layers. While prompts are read, the function is the model's own,
+which is listened to (reading.py); while rows decode, one token each, it adds the prompts' keys to
+the rows' own (kernels.cascade_attention).
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,11 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface, Cache, PretrainedConfig
 from transformers.cache_utils import CacheLayerMixin
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from kernels.cascade_attention import Slots, cascade_attention
-from kernels.matmul import plain_float32
 
 # What an attention function may be told beside queries, keys and values, and need not hear.
 _UNHEARD = {
@@ -43,8 +39,8 @@ _UNHEARD = {
 }
 
 
-class Unserved(Exception):
-    """Why a model cannot be decoded here, found in its attention."""
+class Unheard(Exception):
+    """What attention was told that is not among what it hears here."""
 
 
 @dataclass
@@ -75,38 +71,7 @@ class Prefix:
         )
 
 
-class Calls:
-    """An attention function that does what the model's own does, and takes the keys and values."""
-
-    def __init__(self, implementation: str) -> None:
-        self._implementation = implementation
-        self._taken: list[tuple[Tensor, Tensor]] = []
-
-    @property
-    def mask(self) -> Callable[..., Any] | None:
-        found: Callable[..., Any] | None = ALL_MASK_ATTENTION_FUNCTIONS.get(self._implementation)
-        return found
-
-    def taken(self) -> list[tuple[Tensor, Tensor]]:
-        """Keys and values [B, Hkv, T, D] since this was last asked; those that several layers
-        share, once."""
-        taken, self._taken = self._taken, []
-        return taken
-
-    def attend(
-        self, module: Any, query: Tensor, key: Tensor, value: Tensor, *more: Any, **told: Any
-    ) -> Any:
-        if _found(self._taken, key, value) is None:
-            self._taken.append((key, value))
-        if self._implementation == "eager":
-            own = sys.modules[type(module).__module__].eager_attention_forward
-        else:
-            own = ALL_ATTENTION_FUNCTIONS[self._implementation]
-        with plain_float32():
-            return own(module, query, key, value, *more, **told)
-
-
-def _found(taken: Sequence[tuple[Tensor, Tensor]], key: Tensor, value: Tensor) -> int | None:
+def place_of(taken: Sequence[tuple[Tensor, Tensor]], key: Tensor, value: Tensor) -> int | None:
     """Where these very keys and values are."""
     for place, (its_key, its_value) in enumerate(taken):
         if its_key is key and its_value is value:
@@ -162,11 +127,15 @@ class Tails:
         """Tokens before the one that is decoded now."""
         return self._before + self._length - 1
 
-    def begin_step(self) -> Cache:
-        """What to run the model on one more token with."""
+    def cache(self) -> Cache:
+        """What to run the model with, the same at every step."""
+        # Not kept here: a circle of references would hold the keys until Python looks for circles.
+        return Cache(layers=[_PassedOn(self) for _ in self._prefix.layers])
+
+    def begin_step(self) -> None:
+        """To be called before the model runs on one more token."""
         self._length += 1
         self._now = []
-        return Cache(layers=[_PassedOn(self) for _ in self._prefix.layers])
 
     def _set_groups(self, groups_N: NDArray[np.int64]) -> None:
         kept, groups_N, counts_G = np.unique(groups_N, return_inverse=True, return_counts=True)
@@ -214,10 +183,11 @@ class Tails:
         """An attention function as transformers calls them: query [N, Hq, 1, D]."""
         said = {name for name in told.keys() - _UNHEARD if told[name] is not None}
         if said or attention_mask is not None:
-            raise Unserved(f"its attention is told {', '.join(said) or 'a mask of its own'}")
+            raise Unheard(", ".join(said) or "a mask of its own")
         if sliding_window is not None:
             self.windows[module.layer_idx] = sliding_window
         place = self._write(key, value)
+        keys, values = self.kept[place]
         k_prefix, v_prefix = self._prefix.layers[place]
         bias, first, shared = self._prefix.bias_GP, 0, None
         if self._prefix.shared is not None:
@@ -226,16 +196,16 @@ class Tails:
             if shared is not None:
                 raise RuntimeError("a window ends within what was read for all prompts")
             first = max(0, self._length - sliding_window)
+            keys, values = keys[:, :, first:], values[:, :, first:]
             begin = max(0, k_prefix.shape[2] + self._length - sliding_window)
             k_prefix, v_prefix = k_prefix[:, :, begin:], v_prefix[:, :, begin:]
             bias = None if bias is None else bias[:, begin:]
-        keys, values = self.kept[place]
         out = cascade_attention(
             query.squeeze(2),
             k_prefix,
             v_prefix,
-            keys[:, :, first : self._length],
-            values[:, :, first : self._length],
+            keys,
+            values,
             self._length - first,
             scale=scaling,
             softcap=softcap,
@@ -248,7 +218,7 @@ class Tails:
 
     def _write(self, key: Tensor, value: Tensor) -> int:
         """Keep this token's keys and values, unless an earlier layer's are these; their place."""
-        place = _found(self._now, key, value)
+        place = place_of(self._now, key, value)
         if place is not None:
             return place
         self._now.append((key, value))

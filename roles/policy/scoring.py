@@ -8,6 +8,7 @@ head, and of the logits there is never more than a tile at once.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
 
@@ -62,6 +63,22 @@ def token_logprobs(
             else:
                 found |= _by_its_head(model, head, batch, tokens, rows, max_bytes)
     return [found[pair] if pair[1] else [] for pair in pairs]
+
+
+@contextmanager
+def dropout(model: Any, seed: int | None) -> Iterator[None]:
+    """The model, which is in eval mode, with its dropout on and drawn from `seed`; None: without.
+    Other randomness is left alone."""
+    if seed is None:
+        yield
+        return
+    with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        model.train()
+        try:
+            yield
+        finally:
+            model.eval()
 
 
 def at_once(model: Any) -> int:

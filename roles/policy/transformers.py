@@ -2,15 +2,15 @@
 
 One engine opens any number of checkpoints, one after the other. A policy reads its tokenizer when
 it first needs it and its weights at the first token it must sample or score. decoding.py samples;
-what it cannot serve is left to `generate`, with the same draws, in more time.
+what it does not serve, generating.py does, with the same draws, in more time.
 """
 
 from __future__ import annotations
 
 import math
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
@@ -18,13 +18,14 @@ import torch
 from pydantic import Field
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
-from roles.policy import adapters, devices
-from roles.policy.decoding import Decoder, Drawn, Row
+from roles.policy import adapters, devices, generating
+from roles.policy.decoding import Decoder, cache_bytes
 from roles.policy.devices import Device
 from roles.policy.encoding import prompt_ids
 from roles.policy.folders import quiet
-from roles.policy.sampling import KeyedDraw, StopStrings, shared_start
-from roles.policy.scoring import token_logprobs
+from roles.policy.rows import Drawn, Row, StopStrings
+from roles.policy.scoring import dropout, token_logprobs
+from roles.policy.serving import TOO_LONG
 from store.errors import UserError
 from store.records import Checkpoint, Completion, FinishReason, Prompt, Sampling, TokenLogprobs
 
@@ -41,6 +42,8 @@ class TransformersEngine:
     of a single one; None is 4 on a CPU, and elsewhere half of what the weights leave.
     threads: of the CPU, for all of torch; None leaves them as they are.
     """
+
+    writes_by_template = True
 
     def __init__(
         self,
@@ -91,6 +94,8 @@ class TransformersPolicy:
         self._weights: Any = None
         self._made_decoder: Decoder | None = None
         self._said: set[str] = set()
+        # A judge of the user's may ask from several threads, and decoding changes the model.
+        self._alone = threading.Lock()
 
     def sample(
         self, prompts: Sequence[Prompt], *, sampling: Sampling, seeds: Sequence[Sequence[int]]
@@ -105,10 +110,11 @@ class TransformersPolicy:
         # By length, so that little is padding.
         asked.sort(key=lambda each: (len(each[1].prompt), each[0]))
         sampled: dict[tuple[int, int], Completion] = {}
-        for batch in self._batches([row for _, row in asked]):
-            rows = [asked[n][1] for n in batch]
-            for n, completion in zip(batch, self._sample(rows, sampling), strict=True):
-                sampled[asked[n][0]] = completion
+        with self._alone:
+            for batch, served in self._batches([row for _, row in asked]):
+                rows = [asked[n][1] for n in batch]
+                for n, completion in zip(batch, self._sample(rows, sampling, served), strict=True):
+                    sampled[asked[n][0]] = completion
         return [
             [sampled[place, n] for n in range(len(its_seeds)) if (place, n) in sampled]
             for place, its_seeds in enumerate(seeds)
@@ -129,7 +135,7 @@ class TransformersPolicy:
             return []
         written = {prompt.messages: prompt for prompt in prompts}
         starts = {messages: self.prompt_ids(prompt) for messages, prompt in written.items()}
-        with self._dropout(dropout_seed):
+        with self._alone, dropout(self._model, dropout_seed):
             scored = token_logprobs(
                 self._model,
                 [starts[prompt.messages] for prompt in prompts],
@@ -192,21 +198,13 @@ class TransformersPolicy:
         pad = self._tokenizer.pad_token_id
         return self._end_ids[0] if pad is None else int(pad)
 
-    def _generation(self, room: int | None = None) -> Any:
-        return GenerationConfig(
-            do_sample=False,
-            eos_token_id=list(self._end_ids),
-            pad_token_id=self._pad_id,
-            max_new_tokens=room,
-        )
-
     @property
     def _model(self) -> Any:
         if self._weights is None:
             model = adapters.load_model(self._checkpoint, self._dtype)
             # `generate` fills what its argument leaves open from the model's own settings
             # (repetition penalty, forced tokens), which would change what is sampled.
-            model.generation_config = self._generation()
+            model.generation_config = generating.settings(self._end_ids, self._pad_id)
             self._weights = model.to(self._device).eval()
         return self._weights
 
@@ -214,11 +212,10 @@ class TransformersPolicy:
     def _decoder(self) -> Decoder:
         if self._made_decoder is None:
             self._made_decoder = Decoder(self._model)
-            self._say_left(self._made_decoder.unserved)
         return self._made_decoder
 
-    def _say_left(self, why: str | None) -> None:
-        if why is not None and why not in self._said:
+    def _say_left(self, why: str) -> None:
+        if why not in self._said:
             self._said.add(why)
             warnings.warn(
                 f"{type(self._model).__name__} is sampled by transformers' generate, which takes "
@@ -239,43 +236,32 @@ class TransformersPolicy:
     def _config(self) -> Any:
         return AutoConfig.from_pretrained(adapters.base_path(self._checkpoint))
 
-    def _batches(self, rows: Sequence[Row]) -> Iterator[list[int]]:
-        """Places of rows to sample together."""
-        served = [n for n, row in enumerate(rows) if self._serves(row)]
+    def _batches(self, rows: Sequence[Row]) -> Iterator[tuple[list[int], bool]]:
+        """Places of rows to sample together, and whether decoding.py serves them."""
+        serves = [self._decoder.serves(len(row.prompt) + row.room) for row in rows]
+        served = [n for n, yes in enumerate(serves) if yes]
+        left = [n for n, yes in enumerate(serves) if not yes]
         for batch in self._decoder.batches(
             [rows[n] for n in served], self._batch_size, self._cache_bytes
         ):
-            yield [served[n] for n in batch]
-        left = sorted(set(range(len(rows))).difference(served))
-        if left and self._decoder.unserved is None:
-            self._say_left("of a text so long, its positions or attention turn on the length")
-        while left:
-            # Rows that the context cuts shorter than max_tokens do not share a batch with others:
-            # `generate` would run them past the context.
-            room = rows[left[0]].room
-            batch = [n for n in left if rows[n].room == room][: self._batch_size]
-            left = sorted(set(left).difference(batch))
-            yield batch
-
-    def _serves(self, row: Row) -> bool:
-        return self._decoder.serves(len(row.prompt) + row.room)
+            yield [served[n] for n in batch], True
+        if left:
+            self._say_left(self._decoder.unserved or TOO_LONG)
+        for batch in generating.batches([rows[n] for n in left], self._batch_size):
+            yield [left[n] for n in batch], False
 
     @property
     def _cache_bytes(self) -> int:
         if self._cache_gib is not None:
             return int(self._cache_gib * 2**30)
-        if self._device.type != "cuda":
-            return 4 * 2**30
-        # Of all memory and not of what is free now, which may be other after a restart.
-        there = torch.cuda.get_device_properties(self._device).total_memory
-        return max(1, int(there - self._model.get_memory_footprint()) // 2)
+        return cache_bytes(self._model)
 
-    def _sample(self, rows: Sequence[Row], sampling: Sampling) -> list[Completion]:
+    def _sample(self, rows: Sequence[Row], sampling: Sampling, served: bool) -> list[Completion]:
         stops = None
         if sampling.stop:
             stops = StopStrings(self._tokenizer, sampling.stop, self._end_ids, len(rows))
         try:
-            if all(map(self._serves, rows)):
+            if served:
                 drawn = self._decoder.decode(
                     rows,
                     sampling,
@@ -285,35 +271,19 @@ class TransformersPolicy:
                     bytes_at_once=self._cache_bytes,
                 )
             else:
-                drawn = self._generate(rows, sampling, stops)
+                drawn = generating.generate(
+                    self._model,
+                    rows,
+                    sampling,
+                    end_ids=self._end_ids,
+                    pad_id=self._pad_id,
+                    stops=stops,
+                )
         except FloatingPointError as error:
             raise FloatingPointError(f"the weights in {str(self._path)!r} give {error}") from error
         return [
             self._completion(row, each, sampling) for row, each in zip(rows, drawn, strict=True)
         ]
-
-    def _generate(
-        self, rows: Sequence[Row], sampling: Sampling, stops: StopStrings | None
-    ) -> list[Drawn]:
-        """The same from `generate`, for what decoding.py does not serve."""
-        draw = KeyedDraw([row.seed for row in rows], sampling)
-        with torch.inference_mode():
-            self._model.generate(
-                **shared_start(self._model, [row.prompt for row in rows], self._pad_id),
-                generation_config=self._generation(rows[0].room),
-                logits_processor=[draw],
-                stopping_criteria=[] if stops is None else [stops],
-            )
-        tokens_BT = torch.stack(draw.tokens, 1).tolist()
-        logps_BT = torch.stack(draw.logprobs, 1).tolist()
-        drawn = []
-        for row, (tokens, logps) in enumerate(zip(tokens_BT, logps_BT, strict=True)):
-            # `generate` goes on until the last row of the batch ends.
-            stop_end = None if stops is None else stops.ends[row]
-            ends = [n for n, token in enumerate(tokens, 1) if token in self._end_ids]
-            end = min([len(tokens), *ends[:1], *([] if stop_end is None else [stop_end])])
-            drawn.append(Drawn(tokens[:end], logps[:end], stop_end))
-        return drawn
 
     def _completion(self, row: Row, drawn: Drawn, sampling: Sampling) -> Completion:
         text = self.decode(drawn.tokens)
@@ -330,17 +300,3 @@ class TransformersPolicy:
             seed=row.seed,
             sampling=sampling,
         )
-
-    @contextmanager
-    def _dropout(self, seed: int | None) -> Iterator[None]:
-        if seed is None:
-            yield
-            return
-        gpus = [self._device] if self._device.type == "cuda" else []
-        with torch.random.fork_rng(devices=gpus):
-            torch.manual_seed(seed)
-            self._model.train()
-            try:
-                yield
-            finally:
-                self._model.eval()

@@ -17,7 +17,8 @@ from torch import Tensor
 from trl import DPOConfig, DPOTrainer
 
 from kernels.causal import Head
-from kernels.preference_loss import KINDS, PreferenceLoss, preference_loss
+from kernels.preference_loss import PreferenceLoss, preference_loss
+from kernels.preference_terms import KINDS
 from roles.trainers.losses import SORTING
 from roles.trainers.preference import Preference
 from roles.trainers.reference import Held, Scores, train_held

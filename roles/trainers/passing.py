@@ -17,15 +17,20 @@ import torch
 from torch import Tensor
 from trl.trainer.utils import FusedCausalLMOutput
 
-from kernels.causal import Head, read_head
+from kernels.causal import Head, lasting_positions, read_head
 from kernels.grouped_hidden import Grouped, grouped_hidden
 from kernels.linear_logprob import TokenStats, linear_logprob_stats, of_logits
 from kernels.passes import take
 from roles.trainers.guards import Guarded
-from roles.trainers.rows import Tokens, pad
+from roles.trainers.rows import Row, Tokens, pad
+from store.errors import UserError
 
-_TRL_NAMES = {"entropy": "entropy", "mean_logit": "mean_logits", "is_top1": "is_top1"}
-_TRL_NAMES["log_sum_sq"] = "log_sum_sq_probs"
+_TRL_NAMES = {
+    "entropy": "entropy",
+    "mean_logit": "mean_logits",
+    "is_top1": "is_top1",
+    "log_sum_sq": "log_sum_sq_probs",
+}
 
 
 class Passing(Guarded):
@@ -33,6 +38,10 @@ class Passing(Guarded):
 
     stats: tuple[str, ...] = ("entropy", "mean_logit", "is_top1")
     """What TRL's metrics and losses read of each token besides its log-probability."""
+
+    def __init__(self, *args: Any, model: Any, **kwargs: Any) -> None:
+        _refuse_stretching(model, self.session.rows)
+        super().__init__(*args, model=model, **kwargs)
 
     @property
     def _head(self) -> Head | None:
@@ -139,6 +148,18 @@ def _rows_of(model: Any, sides: Sequence[Tokens], budget: int | None) -> Grouped
         return grouped._replace(cu_seqlens=seqlens)
     index = torch.tensor(rows, dtype=torch.int64, device=grouped.target.device)
     return Grouped(take(grouped.hidden, index), grouped.target[index], seqlens)
+
+
+def _refuse_stretching(model: Any, rows: Sequence[Row]) -> None:
+    """Policy and reference would not have the same positions."""
+    limit = lasting_positions(model.config)
+    longest = max(rows, key=lambda row: row.length)
+    if limit is not None and longest.length > limit:
+        raise UserError(
+            f"example {longest.id} has {longest.length} tokens with its prompt, and the positions "
+            f"of {model.name_or_path}, whose rope_type is 'dynamic', last for {limit}: past that "
+            "they turn on what was read before; leave it out"
+        )
 
 
 def _aux(outputs: Any) -> Tensor | None:

@@ -9,25 +9,25 @@ on, as a pair. Every text has its full length.
 A step is that of step.py: body, head, DPO loss and every gradient under bfloat16 autocast, and the
 pass of the reference. TRL is its DPOTrainer as it comes. Along `candidates` all are trained on, as
 half as many pairs. Sampling is that of generate.py (grouped heads, float32, temperature 1), beside
-`generate` as it comes. A point that several axes have is measured once. A row that takes longer
-than --limit-s, 120, is stopped, and shown so.
+`generate` as it comes. A point that several axes have is measured once. No turn begins once passes
+have taken 30 s together; a pass of more than --limit-s, 120, is stopped, and its row shown so.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import generate
 import passes
 import step
+import step_batch
 import torch
+from table import Row, Table, on, times
 
 CENTRE = {
     "prompts": 2,
@@ -48,6 +48,7 @@ AXES: dict[str, list[dict[str, int]]] = {
         for hidden, layers in ((64, 1), (128, 4), (256, 4), (512, 6), (768, 13))
     ],
 }
+ENOUGH_S = 30.0
 HEADS = {
     "candidates": "candidates of a prompt",
     "prompt": "tokens of a prompt",
@@ -64,7 +65,7 @@ class Growth:
     title: str
     axis: str
     other: str
-    points: list[tuple[str, passes.Table]]
+    points: list[tuple[str, Table]]
     limit_s: float
 
     @property
@@ -76,42 +77,39 @@ class Growth:
         return any(table.noisy for _, table in self.points)
 
     def markdown(self) -> str:
-        threads = self.points[0][1].threads
         most = max(max(table.load) for _, table in self.points)
         noise = ", NOISY: other work ran beside it" if self.noisy else ""
         lines = [
-            f"**{self.title}** ({threads} thread{'s' * (threads > 1)}, load up to {most:.1f}"
-            f"{noise})",
+            f"**{self.title}** ({on(self.points[0][1].threads)}, load up to {most:.1f}{noise})",
             "",
-            f"| {HEADS[self.axis]} | ours | {self.other} | time / ours | pairs | ours MiB | "
-            f"{self.other} MiB | memory / ours | |",
-            "|--:|--:|--:|--:|--:|--:|--:|--:|---|",
+            f"| {HEADS[self.axis]} | ours | {self.other} | time / ours | pairs | passes | ours MiB "
+            f"| {self.other} MiB | memory / ours | |",
+            "|--:|--:|--:|--:|--:|--:|--:|--:|--:|---|",
         ]
         return "\n".join([*lines, *(self._line(*point) for point in self.points)])
 
-    def _line(self, place: str, table: passes.Table) -> str:
+    def _line(self, place: str, table: Table) -> str:
         ours, theirs = table.rows
-        ratio, pairs = "-", "-"
-        if theirs.ratio is not None and theirs.ratio_range is not None:
-            low, high = theirs.ratio_range
-            ratio, pairs = f"{theirs.ratio:.2f}×", f"{low:.2f} to {high:.2f}"
-        memory = "-" if theirs.memory_ratio is None else f"{theirs.memory_ratio:.2f}×"
-        cells = [place, self._took(ours), self._took(theirs), ratio, pairs]
-        cells += [_held(ours), _held(theirs), memory]
+        found, pairs = theirs.ratio, "-"
+        if found is not None:
+            pairs = f"{found.range[0]:.2f} to {found.range[1]:.2f}"
+        cells = [place, self._took(ours), self._took(theirs), times(found and found.time), pairs]
+        cells.append(str(max(len(ours.seconds), len(theirs.seconds))))
+        cells += [_held(ours), _held(theirs), times(found and found.memory)]
         notes = [row.note for row in table.rows if row.note and not _stopped(row)]
         return f"| {' | '.join(cells)} | {'; '.join(notes)} |"
 
-    def _took(self, row: passes.Row) -> str:
+    def _took(self, row: Row) -> str:
         if _stopped(row):
             return f"> {self.limit_s:g} s, stopped"
         return f"{min(row.seconds):.3g} s" if row.seconds else "-"
 
 
-def _held(row: passes.Row) -> str:
+def _held(row: Row) -> str:
     return "-" if math.isnan(row.memory_mib) else f"{row.memory_mib:.0f}"
 
 
-def _stopped(row: passes.Row) -> bool:
+def _stopped(row: Row) -> bool:
     return not row.seconds and row.note.startswith("stopped")
 
 
@@ -143,7 +141,7 @@ def _place(axis: str, at: dict[str, int]) -> str:
     if axis != "parameters":
         return f"{at[axis]:,}"
     with torch.device("meta"):
-        count = step.model(0, sizes=step.Sizes(**_shape(at))).num_parameters()
+        count = step_batch.model(0, sizes=step_batch.Sizes(**_shape(at))).num_parameters()
     return f"{count / 1e6:.1f} M"
 
 
@@ -190,7 +188,7 @@ WORKS = (
 def growths(axes: Sequence[str], settings: passes.Settings) -> Iterator[Growth]:
     assert settings.limit_s is not None
     for work in WORKS:
-        known: dict[str, passes.Table] = {}
+        known: dict[str, Table] = {}
         for axis in (each for each in work.axes if each in axes):
             title, points = f"{work.title}, by {HEADS[axis]}", []
             for change in AXES[axis]:
@@ -212,26 +210,14 @@ def growths(axes: Sequence[str], settings: passes.Settings) -> Iterator[Growth]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
+    parser = passes.parser(passes=3, limit_s=120.0)
     parser.add_argument("axes", nargs="*", metavar="AXIS", help=", ".join(AXES))
-    parser.add_argument("--passes", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--limit-s", type=float, default=120.0)
-    parser.add_argument("--json", type=Path, help="a file for the tables and every pass")
     asked = parser.parse_args()
     if unknown := set(asked.axes) - set(AXES):
         sys.exit(f"no axis {', '.join(sorted(unknown))}; there are: {', '.join(AXES)}")
-    settings = passes.Settings(asked.passes, asked.threads, asked.limit_s)
+    settings = passes.Settings(asked.passes, asked.threads, asked.limit_s, ENOUGH_S)
     print(f"Centre: {_centre()}\n", flush=True)
-    found = []
-    for growth in growths(asked.axes or list(AXES), settings):
-        found.append(growth)
-        print(growth.markdown(), end="\n\n", flush=True)
-        if asked.json:  # after each axis: a long command that is stopped leaves the others
-            asked.json.parent.mkdir(parents=True, exist_ok=True)
-            written = [asdict(each) | {"noisy": each.noisy} for each in found]
-            asked.json.write_text(json.dumps(written, indent=1))
-    sys.exit(0 if all(growth.agreed for growth in found) else 1)
+    passes.show(growths(asked.axes or list(AXES), settings), asked.json)
 
 
 def _centre() -> str:

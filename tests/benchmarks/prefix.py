@@ -13,9 +13,10 @@ import random
 from collections.abc import Iterator
 from typing import Any
 
+import models
 import passes
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel
+from transformers import LlamaModel
 
 from kernels.grouped_hidden import grouped_hidden
 from kernels.matmul import fast_float32
@@ -25,18 +26,7 @@ SHARES = (0.25, 0.5, 0.75, 0.9)
 
 
 def model() -> Any:
-    torch.manual_seed(0)
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=1000,
-            hidden_size=512,
-            intermediate_size=1376,
-            num_hidden_layers=4,
-            num_attention_heads=8,
-            num_key_value_heads=8,
-            max_position_embeddings=1024,
-        )
-    )
+    return models.llama(vocabulary=1000, hidden=512, layers=4, positions=1024)
 
 
 def ids(share: float) -> tuple[list[list[int]], list[list[list[int]]]]:
@@ -63,13 +53,7 @@ def _passed(trained: Any, hidden: Any, dtype: str) -> passes.Pass:
             loss.backward()
         losses.append(loss.item())
 
-    def figures() -> passes.Figures:
-        grads = [
-            each.grad.double().norm() for each in trained.parameters() if each.grad is not None
-        ]
-        return {"loss": losses[-1], "grad_norm": torch.stack(grads).norm().item()}
-
-    return passes.Pass(run, figures)
+    return passes.Pass(run, lambda: models.figures(losses[-1], trained.parameters()))
 
 
 def shared(share: float, dtype: str) -> passes.Pass:
@@ -102,11 +86,13 @@ def tables(settings: passes.Settings) -> Iterator[passes.Table]:
         for share in SHARES:
             of = {"share": share, "dtype": dtype}
             yield passes.compare(
-                f"prompts of {share:.0%} of a row, {dtype}: {token_ratio(share):.2f}× the tokens",
+                f"a prompt shared by two answers, {share:.0%} of a row, {dtype}; "
+                f"{token_ratio(share):.2f}× by tokens",
                 {"shared": (shared, of), "two rows": (rows, of)},
                 baseline="shared",
                 agree={"loss": tolerance, "grad_norm": tolerance},
                 settings=settings,
+                quoted={"two rows": "shared"} if dtype == "float32" else None,
             )
 
 

@@ -1,22 +1,74 @@
-"""Draw tokens within `generate` of transformers, and see where a completion ends.
+"""Draw rows with `generate` of transformers: the road of what decoding.py does not serve.
 
-Drawing is deterministic: for `generate` around it, decoding is greedy. Models that decoding.py
-serves are not drawn from here.
+Drawing is deterministic: for `generate` around it, decoding is greedy. So rows get the tokens that
+decoding.py would draw of them, in more time.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import DynamicCache, GenerationConfig
 from transformers.cache_utils import DynamicLayer
 
 from kernels.sampling import sample_with_logprob
+from roles.policy.rows import Drawn, Row, StopStrings
 from store.records import Sampling
+
+
+def settings(end_ids: Sequence[int], pad_id: int, room: int | None = None) -> Any:
+    """What `generate` is told: nothing that would change what is drawn."""
+    return GenerationConfig(
+        do_sample=False, eos_token_id=list(end_ids), pad_token_id=pad_id, max_new_tokens=room
+    )
+
+
+def batches(rows: Sequence[Row], most: int) -> Iterator[list[int]]:
+    """Places of rows that generate() takes together, up to `most`.
+
+    Rows that the context cuts shorter than others do not share a batch with them: `generate` would
+    run them past the context.
+    """
+    left = list(range(len(rows)))
+    while left:
+        room = rows[left[0]].room
+        batch = [n for n in left if rows[n].room == room][:most]
+        left = sorted(set(left).difference(batch))
+        yield batch
+
+
+def generate(
+    model: Any,
+    rows: Sequence[Row],
+    sampling: Sampling,
+    *,
+    end_ids: Sequence[int],
+    pad_id: int,
+    stops: StopStrings | None = None,
+) -> list[Drawn]:
+    """The rows' completions, in order. All rows have the same room. stops: of these rows."""
+    draw = KeyedDraw([row.seed for row in rows], sampling)
+    with torch.inference_mode():
+        model.generate(
+            **shared_start(model, [row.prompt for row in rows], pad_id),
+            generation_config=settings(end_ids, pad_id, rows[0].room),
+            logits_processor=[draw],
+            stopping_criteria=[] if stops is None else [stops],
+        )
+    tokens_BT = torch.stack(draw.tokens, 1).tolist()
+    logps_BT = torch.stack(draw.logprobs, 1).tolist()
+    drawn = []
+    for row, (tokens, logps) in enumerate(zip(tokens_BT, logps_BT, strict=True)):
+        # `generate` goes on until the last row of the batch ends.
+        stop_end = None if stops is None else stops.ends[row]
+        ends = [n for n, token in enumerate(tokens, 1) if token in end_ids]
+        end = min([len(tokens), *ends[:1], *([] if stop_end is None else [stop_end])])
+        drawn.append(Drawn(tokens[:end], logps[:end], stop_end))
+    return drawn
 
 
 class KeyedDraw:
@@ -45,57 +97,6 @@ class KeyedDraw:
         self.logprobs.append(logps_B)
         # `generate` hands over a copy, so this may be written in place.
         return scores.fill_(-torch.inf).scatter_(1, tokens_B.unsqueeze(1), 0.0)
-
-
-class StopStrings:
-    """Ends a row whose completion contains a stop string; also a stopping criterion for `generate`.
-
-    It reads the completion only, so a stop string in the prompt does not count. `ends[row]` is
-    the number of tokens up to and including the one that completed the string, or None.
-    transformers' own criterion reads the prompt's end as well and cannot say where it stopped.
-    """
-
-    def __init__(
-        self, tokenizer: Any, stop: Sequence[str], end_ids: Collection[int], rows: int
-    ) -> None:
-        self.ends: list[int | None] = [None] * rows
-        self._tokenizer = tokenizer
-        self._stop = stop
-        self._end_ids = frozenset(end_ids)
-        self._silent_ids = frozenset(tokenizer.all_special_ids)
-        self._written: list[list[int]] = [[] for _ in range(rows)]
-        self._lengths = [0] * rows
-        self._finished = [False] * rows
-        # Every token that is not special adds at least one byte of text; the four more cover a
-        # character begun before the window, and a first token that loses its leading space.
-        self._window = max(len(string.encode()) for string in stop) + 4
-
-    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
-        rows = [row for row, finished in enumerate(self._finished) if not finished]
-        self.add(rows, input_ids[rows, -1].tolist())
-        return torch.tensor(self._finished, device=input_ids.device)
-
-    def add(self, rows: Sequence[int], tokens: Sequence[int]) -> list[bool]:
-        """Which of these rows their next tokens end."""
-        ended = []
-        for row, token in zip(rows, tokens, strict=True):
-            self._lengths[row] += 1
-            self._finished[row] = self._ends_with(row, token)
-            ended.append(self._finished[row])
-        return ended
-
-    def _ends_with(self, row: int, token: int) -> bool:
-        if token in self._end_ids:
-            return True
-        if token in self._silent_ids:
-            return False
-        written = self._written[row]
-        written.append(token)
-        tail = self._tokenizer.decode(written[-self._window :], clean_up_tokenization_spaces=False)
-        if any(string in tail for string in self._stop):
-            self.ends[row] = self._lengths[row]
-            return True
-        return False
 
 
 def shared_start(model: Any, rows: Sequence[Sequence[int]], pad_id: int) -> dict[str, Any]:
