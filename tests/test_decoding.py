@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import gc
 import warnings
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -348,19 +350,57 @@ def test_a_model_whose_attention_is_told_more_than_is_understood_is_not_served()
     assert Decoder(model).unserved == "its attention is told position_bias"
 
 
+class WithoutPositions(transformers.LlamaForCausalLM):
+    def forward(
+        self, input_ids: Any, attention_mask: Any = None, past_key_values: Any = None
+    ) -> Any:
+        return super().forward(input_ids, attention_mask, past_key_values=past_key_values)
+
+
+class OfItsOwnCache(transformers.LlamaForCausalLM):
+    def forward(self, *args: Any, past_key_values: Any = None, **told: Any) -> Any:
+        if past_key_values is not None and past_key_values.get_seq_length():
+            assert past_key_values.layers[0].keys.shape
+        return super().forward(*args, past_key_values=past_key_values, **told)
+
+
+class OfItsOwnWidth(transformers.LlamaForCausalLM):
+    def forward(self, *args: Any, past_key_values: Any = None, **told: Any) -> Any:
+        if past_key_values is not None and past_key_values.get_seq_length():
+            torch.zeros(2) @ torch.zeros(past_key_values.get_seq_length())
+        return super().forward(*args, past_key_values=past_key_values, **told)
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        (WithoutPositions, "it takes no positions of tokens"),
+        (OfItsOwnCache, "its code wants another cache: AttributeError"),
+        (OfItsOwnWidth, "its code wants another cache: RuntimeError"),
+    ],
+)
+def test_code_that_wants_something_else_is_left_to_generate(kind: type[Any], reason: str) -> None:
+    torch.manual_seed(0)
+    decoder = Decoder(kind(transformers.LlamaConfig(**TINY)).eval())
+    assert decoder.unserved is not None
+    assert decoder.unserved.startswith(reason)
+
+
 def test_the_model_keeps_its_own_attention_after_decoding_and_after_an_error() -> None:
     model = tiny("llama", TINY)
     decoder = Decoder(model)
     [row] = rows_of(some_prompts([4]), 3, each=1)
     before = generated(model, row)
-    greedy(decoder, [row])
+    weights = model.lm_head.weight.data.clone()
+    assert greedy(decoder, [row])[0].tokens == before
     assert model.config._attn_implementation == "sdpa"
     model.lm_head.weight.data.fill_(torch.nan)
     with pytest.raises(FloatingPointError, match="NaN"):
         greedy(decoder, [row])
     assert model.config._attn_implementation == "sdpa"
     assert not [name for name in transformers.AttentionInterface() if name.startswith("cascade")]
-    assert len(before) == 3
+    model.lm_head.weight.data.copy_(weights)
+    assert generated(model, row) == before
 
 
 # --- where rows end
@@ -422,6 +462,22 @@ def test_batches_hold_whole_prompts_up_to_rows_and_bytes(llama: tuple[Any, Decod
                 len(batch) <= most and tokens * decoder.bytes_per_token <= at_once
             )
         assert 1 < len(batches) <= 9
+
+
+def test_prompts_whose_rows_have_ended_leave_the_memory(llama: tuple[Any, Decoder]) -> None:
+    _, decoder = llama
+    with torch.inference_mode():
+        prefix = decoder._reader.read(some_prompts([5, 9, 3]), share=False)
+        read = [weakref.ref(each) for layer in prefix.layers for each in layer]
+        of_others = prefix.copy()
+        Tails(of_others, np.array([0, 1, 1, 2]), 4).keep(np.array([1, 2]))
+        assert all(each() is not None for each in read)
+        tails = Tails(prefix, np.array([0, 1, 1, 2]), 4)
+        tails.keep(np.array([1, 2]))
+        assert not any(each() is not None for each in read)
+    for kept in (prefix, of_others):
+        assert [each.shape[0] for layer in kept.layers for each in layer] == [1] * len(read)
+    assert tails.lengths_N.tolist() == [9, 9]
 
 
 def test_more_rows_of_a_prompt_than_a_batch_holds_go_part_by_part(
@@ -565,8 +621,13 @@ def test_stop_strings_end_rows_where_they_do_with_generate(tmp_path: Path) -> No
         tokenizer.decode(drawn.tokens[place : place + 2])
         for drawn, place in zip(free[::2], (3, 8, 12), strict=False)
     )
-    stops, others = (StopStrings(tokenizer, stop, (), len(rows)) for _ in range(2))
+    stops, parted = (StopStrings(tokenizer, stop, (), len(rows)) for _ in range(2))
     found = greedy(decoder, rows, stops=stops)
+    mixed = [*rows[1::2], *rows[::2]]  # of one prompt in several parts, and not prompt by prompt
+    in_parts = greedy(decoder, mixed, stops=parted, most=3)
+    for drawn, whole in zip(in_parts, [*found[1::2], *found[::2]], strict=True):
+        assert (drawn.tokens, drawn.stop_end) == (whole.tokens, whole.stop_end)
+    assert parted.ends == [*stops.ends[1::2], *stops.ends[::2]]
     ended = set()
     for place, (row, drawn) in enumerate(zip(rows, found, strict=True)):
         alone = StopStrings(tokenizer, stop, (), 1)
@@ -583,7 +644,6 @@ def test_stop_strings_end_rows_where_they_do_with_generate(tmp_path: Path) -> No
         assert drawn.stop_end == stops.ends[place] == alone.ends[0]
         ended.add(drawn.stop_end)
     assert len(ended) > 1
-    assert others.ends == [None] * len(rows)
 
 
 def test_an_adapter_is_sampled_as_the_model_that_it_is_merged_into(tmp_path: Path) -> None:
@@ -657,15 +717,50 @@ def test_what_is_left_to_generate_is_said_and_sampled_with_the_same_draws(tmp_pa
             assert each.logprob == pytest.approx(total.item(), abs=1e-3)
 
 
+def test_long_texts_are_drawn_in_company_as_alone_where_positions_turn_on_the_length(
+    tmp_path: Path,
+) -> None:
+    build(tmp_path, seed=0)
+    config = AutoConfig.from_pretrained(tmp_path)
+    config.rope_parameters = LONG_ROPE | {
+        "short_factor": [1.0] * 16,
+        "long_factor": [1.0 + n for n in range(16)],
+        "original_max_position_embeddings": 40,
+    }
+    config.save_pretrained(tmp_path)
+    asked = [Prompt(messages=(Message(role="user", content=text),)) for text in ("Why?", "1 " * 40)]
+    policy, sampling = opened(tmp_path), Sampling(max_tokens=36)
+    with pytest.warns(UserWarning, match="a text so long"):
+        together = policy.sample(asked, sampling=sampling, seeds=[[1], [2]])
+    alone = [policy.sample([asked[n]], sampling=sampling, seeds=[[n + 1]])[0] for n in (0, 1)]
+    assert [each[0].token_ids for each in together] == [each[0].token_ids for each in alone]
+    assert [each[0].logprob for each in together] == pytest.approx([x[0].logprob for x in alone])
+
+
+def test_nothing_to_sample_loads_no_weights(tmp_path: Path) -> None:
+    build(tmp_path, seed=0)
+    policy = opened(tmp_path)
+    long = Prompt(messages=(Message(role="user", content="1 " * 600),))
+    assert policy.sample([long], sampling=Sampling(max_tokens=4), seeds=[[1, 2]]) == [[]]
+    assert policy.sample([], sampling=Sampling(max_tokens=4), seeds=[]) == []
+    assert policy._weights is None
+
+
 def test_a_bound_on_keys_and_values_changes_the_batches_and_not_the_answers(tmp_path: Path) -> None:
     build(tmp_path, seed=0)
     asked = [Prompt(messages=(Message(role="user", content=f"{n} + {n}?"),)) for n in range(9)]
     seeds = [[n, n + 50] for n in range(9)]
     sampling = Sampling(max_tokens=6)
-    whole, tight = (
-        opened(tmp_path, cache_gib=bound).sample(asked, sampling=sampling, seeds=seeds)
-        for bound in (None, 1e-4)
-    )
+    answers, passes = [], []
+    for bound in (None, 1e-4):
+        policy, seen = opened(tmp_path, cache_gib=bound), list[int]()
+        policy._model.get_input_embeddings().register_forward_hook(
+            lambda module, ids, out, seen=seen: seen.append(ids[0].shape[1])
+        )
+        answers.append(policy.sample(asked, sampling=sampling, seeds=seeds))
+        passes.append(sum(tokens > 1 for tokens in seen))
+    whole, tight = answers
+    assert passes[1] - passes[0] == 8  # each prompt is read by itself, and not all at once
     assert [[each.token_ids for each in group] for group in tight] == [
         [each.token_ids for each in group] for group in whole
     ]

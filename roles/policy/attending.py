@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -57,18 +57,21 @@ class Prefix:
     shared: list[tuple[Tensor, Tensor]] | None
     logits_GV: Tensor
 
-    def of(self, groups: NDArray[np.int64]) -> Prefix:
-        """Of these prompts only."""
+    def keep(self, groups: NDArray[np.int64]) -> None:
+        """Only these prompts are still needed."""
         if len(groups) == len(self.lengths_G):
-            return self
+            return
         kept = torch.from_numpy(groups).to(self.logits_GV.device)
-        return Prefix(
-            [[each[kept] for each in layer] for layer in self.layers],
-            None if self.bias_GP is None else self.bias_GP[kept],
-            self.lengths_G[groups],
-            self.shared,
-            self.logits_GV[kept],
-        )
+        for layer in self.layers:  # one by one: little is there twice
+            for side, each in enumerate(layer):
+                layer[side] = each[kept]
+        self.bias_GP = None if self.bias_GP is None else self.bias_GP[kept]
+        self.lengths_G = self.lengths_G[groups]
+        self.logits_GV = self.logits_GV[kept]
+
+    def copy(self) -> Prefix:
+        """One whose prompts can go while these stay."""
+        return replace(self, layers=[list(layer) for layer in self.layers])
 
 
 def place_of(taken: Sequence[tuple[Tensor, Tensor]], key: Tensor, value: Tensor) -> int | None:
@@ -105,7 +108,8 @@ class _PassedOn(CacheLayerMixin):  # type: ignore[misc]  # transformers is not t
 
 
 class Tails:
-    """The keys and values of rows that decode, behind those of the prompts that they continue.
+    """The keys and values of rows that decode, behind those of the prompts that they continue,
+    which leave `prefix` when their last row has ended.
 
     kept: keys and values [N, Hkv, room, D] of each call of attention, written in place.
     windows: of the layers whose attention sees no further back.
@@ -139,7 +143,7 @@ class Tails:
 
     def _set_groups(self, groups_N: NDArray[np.int64]) -> None:
         kept, groups_N, counts_G = np.unique(groups_N, return_inverse=True, return_counts=True)
-        self._prefix = self._prefix.of(kept)
+        self._prefix.keep(kept)
         self._groups_N = groups_N
         self.lengths_N = self._prefix.lengths_G[groups_N]
         self._slots: Slots | None = None

@@ -26,7 +26,7 @@ from store.records import Sampling
 def cache_bytes(model: Any) -> int:
     """Of keys and values to hold at once, where nobody says how many."""
     if model.device.type != "cuda":
-        return 4 * 2**30
+        return 4 * 2**30  # of a Mac's GPU too, whose memory is the machine's
     # Of all memory and not of what is free now, which may be other after a restart.
     there = torch.cuda.get_device_properties(model.device).total_memory
     return max(1, int(there - model.get_memory_footprint()) // 2)
@@ -90,8 +90,10 @@ class Decoder:
         groups_N = np.array([number[row.prompt] for row in rows])
         order = np.argsort(groups_N, kind="stable")
         room = max(row.room for row in rows)
-        most = max(1, min(most, bytes_at_once // max(1, room * self.bytes_per_token)))
-        longest = max(map(len, prompts)) + room
+        width = max(map(len, prompts))
+        left = bytes_at_once - len(prompts) * width * self.bytes_per_token
+        most = max(1, min(most, left // max(1, room * self.bytes_per_token)))
+        longest = width + room
         # In a window, padding between a common beginning and the rest would count.
         share = all(window >= longest for window in self._serving.windows)
         drawn: dict[int, Drawn] = {}
@@ -100,18 +102,19 @@ class Decoder:
             for start in range(0, len(order), most):
                 places = order[start : start + most].tolist()
                 drawing = Drawing([rows[place] for place in places], end_ids, stops, places)
-                self._continue(prefix, groups_N[places], drawing, sampling)
+                its_own = prefix if len(places) == len(order) else prefix.copy()
+                self._continue(its_own, groups_N[places], drawing, sampling)
                 drawn.update(zip(places, drawing.drawn(), strict=True))
         return [drawn[place] for place in range(len(rows))]
 
     def _continue(
         self, prefix: Prefix, groups_M: NDArray[np.int64], drawing: Drawing, sampling: Sampling
     ) -> None:
-        """Draw rows, which come prompt by prompt, to their ends."""
+        """Draw rows, which come prompt by prompt, to their ends; the prefix is used up."""
         device = self._model.device
+        logits_MV = prefix.logits_GV[torch.from_numpy(groups_M).to(device)]
         tails = Tails(prefix, groups_M, drawing.room - 1)
         cache = tails.cache()
-        logits_MV = prefix.logits_GV[torch.from_numpy(groups_M).to(device)]
         at_M1 = torch.from_numpy(tails.lengths_N)[:, None].to(device) - 1
         last_M1 = at_M1 + torch.from_numpy(drawing.rooms_N)[:, None].to(device)
         with attending(self._model, tails.attend):

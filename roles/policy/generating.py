@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import DynamicCache, GenerationConfig
 from transformers.cache_utils import DynamicLayer
 
+from kernels.causal import fixed_positions
 from kernels.sampling import sample_with_logprob
 from roles.policy.rows import Drawn, Row, StopStrings
 from store.records import Sampling
@@ -27,18 +28,23 @@ def settings(end_ids: Sequence[int], pad_id: int, room: int | None = None) -> An
     )
 
 
-def batches(rows: Sequence[Row], most: int) -> Iterator[list[int]]:
-    """Places of rows that generate() takes together, up to `most`.
+def batches(model: Any, rows: Sequence[Row], most: int, tokens_at_once: int) -> Iterator[list[int]]:
+    """Places of rows that generate() takes together, up to `most` and to so many tokens; one row is
+    always taken.
 
     Rows that the context cuts shorter than others do not share a batch with them: `generate` would
-    run them past the context.
+    run them past the context. Nor, where positions turn on the length of a text, do prompts of
+    other lengths, for they would turn on that of the longest.
     """
-    left = list(range(len(rows)))
-    while left:
-        room = rows[left[0]].room
-        batch = [n for n in left if rows[n].room == room][:most]
-        left = sorted(set(left).difference(batch))
-        yield batch
+    apart = fixed_positions(model.config) is not None
+    alike: dict[tuple[int, int], list[int]] = {}
+    for place, row in enumerate(rows):
+        alike.setdefault((row.room, len(row.prompt) if apart else 0), []).append(place)
+    for (room, _), places in alike.items():
+        tokens = room + max(len(rows[place].prompt) for place in places)
+        size = max(1, min(most, tokens_at_once // tokens))
+        for start in range(0, len(places), size):
+            yield places[start : start + size]
 
 
 def generate(

@@ -32,8 +32,12 @@ _FAST_FROM = 4
 """Tokens in a pass from which fast_float32() is faster."""
 
 
-def accepts(model: Any, name: str) -> bool:
-    return name in inspect.signature(model.forward).parameters
+def accepts(model: Any, name: str, *, or_any: bool = False) -> bool:
+    """Whether the model's forward has a parameter of this name, or takes any name."""
+    found = inspect.signature(model.forward).parameters
+    return name in found or (
+        or_any and any(each.kind is each.VAR_KEYWORD for each in found.values())
+    )
 
 
 class _Calls:

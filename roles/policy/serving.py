@@ -75,8 +75,10 @@ class _Case:
                     trial.logits.append(self._reader.last_logits(tokens, at, cache))
         except Unheard as found:
             trial.unheard = str(found)
-        except (AttributeError, IndexError, KeyError, NotImplementedError, TypeError) as error:
-            trial.error = repr(error)
+        except torch.OutOfMemoryError:
+            raise
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            trial.error = repr(error)  # whatever code says that wants what it does not get
         return trial
 
 
@@ -111,7 +113,7 @@ REASONS: tuple[tuple[str, Callable[[_Case], bool | str | None]], ...] = (
     ),
     (
         "it takes no positions of tokens",
-        lambda case: not accepts(case.model, "position_ids") and not accepts(case.model, "kwargs"),
+        lambda case: not accepts(case.model, "position_ids", or_any=True),
     ),
     ("its code wants another cache: {}", lambda case: case.trial.error),
     ("its attention is told {}", lambda case: case.trial.unheard),

@@ -37,9 +37,11 @@ class TransformersEngine:
 
     dtype: "auto" is float32 on a CPU, where it is bit-stable, and elsewhere that of the stored
     weights (an adapter's: of its base's).
-    batch_size: rows in one forward pass.
-    cache_gib: of keys and values, at most, that one batch of completions keeps, unless it is that
-    of a single one; None is 4 on a CPU, and elsewhere half of what the weights leave.
+    batch_size: completions that are sampled together, and rows that are scored together.
+    cache_gib: of keys and values that one batch of completions may come to, with each as long as
+    max_tokens lets it be; a single one is sampled whatever it takes. None is half of what the
+    weights leave of a CUDA device, and 4 elsewhere. It does not bound models that `generate`
+    samples, but for their batch_size.
     threads: of the CPU, for all of torch; None leaves them as they are.
     """
 
@@ -238,6 +240,8 @@ class TransformersPolicy:
 
     def _batches(self, rows: Sequence[Row]) -> Iterator[tuple[list[int], bool]]:
         """Places of rows to sample together, and whether decoding.py serves them."""
+        if not rows:
+            return
         serves = [self._decoder.serves(len(row.prompt) + row.room) for row in rows]
         served = [n for n, yes in enumerate(serves) if yes]
         left = [n for n, yes in enumerate(serves) if not yes]
@@ -247,7 +251,10 @@ class TransformersPolicy:
             yield [served[n] for n in batch], True
         if left:
             self._say_left(self._decoder.unserved or TOO_LONG)
-        for batch in generating.batches([rows[n] for n in left], self._batch_size):
+        # What a token of a model that is not served takes is not known.
+        at_once = self._cache_bytes // max(1, self._decoder.bytes_per_token)
+        longer = [rows[n] for n in left]
+        for batch in generating.batches(self._model, longer, self._batch_size, at_once):
             yield [left[n] for n in batch], False
 
     @property
