@@ -8,8 +8,9 @@ logits come out otherwise is told as one that has no head to multiply by.
 
 from __future__ import annotations
 
+import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -34,6 +35,12 @@ class _Shape(NamedTuple):
     softcap: float | None
     temperature: float
 
+
+_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+"""What configurations call a cap on logits: Gemma's, RecurrentGemma's and xLSTM's."""
+_A_CAP = re.compile(r"soft_?cap(ping)?")
+_INSIDE = re.compile(r"(attn|attention|gate|router)_")
+"""In the names of caps within a body."""
 
 _checked: WeakKeyDictionary[nn.Module, tuple[type, _Shape | None]] = WeakKeyDictionary()
 """Of what class a model's output layer was, and what was found of it."""
@@ -85,7 +92,12 @@ def _told(model: Any, head: Any) -> _Shape | str:
     scale = logit_scale(config)
     if not scale > 0:
         return f"its logits are scaled by {scale}"
-    cap = getattr(config, "final_logit_softcapping", None)
+    # Small logits, as fresh weights make them, are the same with a cap and without.
+    if unread := _numbers(config, set(_caps_of(config)) - set(_CAPS)):
+        return f"what its {next(iter(unread))} caps is not known"
+    if len(told := _numbers(config, _CAPS)) > 1:
+        return f"it has several caps, {' and '.join(told)}"
+    cap = next(iter(told.values()), None)
     # cap * tanh(scale * z / cap) = scale * (cap / scale) * tanh(z / (cap / scale))
     shape = _Shape(None if cap is None else cap / scale, 1 / scale)
     with undisturbed(model), torch.no_grad():
@@ -100,6 +112,16 @@ def _told(model: Any, head: Any) -> _Shape | str:
         far = (own_TV - found_TV).abs().max().item()
         return f"its logits are up to {far:.3g} off what its configuration says of them"
     return shape
+
+
+def _caps_of(config: Any) -> Iterator[str]:
+    """The names in a configuration of caps that are not known to lie within the body."""
+    return (name for name in dir(config) if _A_CAP.search(name) and not _INSIDE.search(name))
+
+
+def _numbers(config: Any, names: Iterable[str]) -> dict[str, float]:
+    found = {name: getattr(config, name, None) for name in sorted(names)}
+    return {name: float(each) for name, each in found.items() if isinstance(each, (int, float))}
 
 
 def logits(hidden: Tensor, head: Head) -> Tensor:

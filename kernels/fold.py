@@ -66,8 +66,11 @@ def _chosen(device: str, asked: str | None) -> Chosen:
     if missing:
         said = f"the logsumexp fold on {device} is the slower one of torch: {missing}"
         return Chosen("torch", said)
-    why = {"c": "built with the system's compiler", "triton": "Triton is there"}
-    known = why.get(wanted, "there is no other for this device")
+    known = "there is no other for this device"
+    if wanted == "c":
+        known = _module("c").built().how
+    elif wanted == "triton":
+        known = "Triton is there"
     return Chosen(wanted, f"the logsumexp fold on {device} is {wanted!r}: {known}")
 
 
@@ -94,7 +97,7 @@ def tried(name: str, device: str) -> str | None:
     try:
         folding = _module(name)
     except (ImportError, OSError) as error:
-        return f"Triton cannot be imported: {said(error)}"
+        return f"fold_{name} cannot be imported: {said(error)}"
     y = torch.linspace(-30, 30, 3 * 2083, device="cpu").view(3, 2083).sin() * 20
     try:
         for dtype, scale in product(folding.DTYPES, (Scale(), Scale(0.7, 15.0))):

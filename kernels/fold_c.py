@@ -1,7 +1,8 @@
 """The logsumexp fold in C, built with the system's compiler when it is first wanted.
 
 The library is kept in the user's cache under a name made of all that it depends on, so a home that
-machines share holds one for each, and two processes that build at once put the same in place.
+machines share holds one for each, and two processes that build at once put the same in place. Where
+nothing can be kept there, each process builds its own.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from threading import Thread
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,6 +34,8 @@ _SOURCE = Path(__file__).with_name("fold.c")
 _FLAGS = ("-std=gnu11", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math")
 _WORTH_A_THREAD = 1 << 20
 _SUM = ".sha256"
+_PATIENCE = 120
+"""Seconds for a compiler that takes one."""
 
 
 class Unavailable(Exception):
@@ -40,6 +43,17 @@ class Unavailable(Exception):
 
 
 FAILURES = (Unavailable,)
+
+
+class _Unusable(Exception):
+    """Why no library can be kept for other processes, in one clause."""
+
+
+class Built(NamedTuple):
+    """The library, and how it was had, in one clause."""
+
+    library: ctypes.CDLL
+    how: str
 
 
 class _Tile(ctypes.Structure):
@@ -60,7 +74,7 @@ def forward(tile: Tensor, target: Tensor, start: int, running: Running, scale: S
     kept = list(running.all())
 
     def fold(first: int, last: int) -> None:
-        library().ratchet_fold_forward(
+        built().library.ratchet_fold_forward(
             ctypes.byref(shape), _at(tile), _at(target), first, last, *map(_at, kept)
         )
 
@@ -75,7 +89,7 @@ def backward(
     known = [one.contiguous() for one in (*norm, grad.to(norm.max.dtype))]
 
     def fold(first: int, last: int) -> None:
-        library().ratchet_fold_backward(
+        built().library.ratchet_fold_backward(
             ctypes.byref(shape), _at(tile), _at(target), first, last, *map(_at, known)
         )
 
@@ -116,14 +130,29 @@ def _spread(fold: Callable[[int, int], None], tile: Tensor) -> None:
 
 
 @functools.cache
-def library() -> ctypes.CDLL:
+def built() -> Built:
     """The library, built if it is not there yet. Raises Unavailable."""
+    if not hasattr(os, "getuid"):
+        raise Unavailable("whose a file is cannot be told on this system")
     compiler = _compiler()
-    folder = _folder()
-    file = folder / f"fold-{_digest(compiler)}.so"
-    if not _is_whole(file):
-        _build(compiler, file)
-    return _loaded(file)
+    name = f"fold-{_digest(compiler)}.so"
+    try:
+        file = _folder() / name
+        if not _is_whole(file):
+            _build(compiler, file)
+        _refuse_others(file)
+        return Built(_loaded(file), "built with the system's compiler")
+    except _Unusable as error:
+        why = str(error)
+    except OSError as error:
+        # Not its text: that names files which are called otherwise each time.
+        why = f"the cache folder cannot be used: {error.strerror or 'no library loads from it'}"
+    try:
+        with tempfile.TemporaryDirectory() as aside:
+            library = _loaded(_compiled(compiler, Path(aside) / name))
+    except OSError as error:
+        raise Unavailable(f"{why}; nor can a temporary one") from error
+    return Built(library, f"built with the system's compiler for this process alone, since {why}")
 
 
 def _compiler() -> list[str]:
@@ -142,12 +171,9 @@ def _folder() -> Path:
     base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     folder = Path(base) / "ratchet"
     if not folder.is_absolute():
-        raise Unavailable(f"the cache folder {folder} is no absolute path")
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _refuse_others(folder)
-    except OSError as error:
-        raise Unavailable(f"the cache folder cannot be used: {error}") from error
+        raise _Unusable(f"the cache folder {folder} is no absolute path")
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _refuse_others(folder)
     return folder
 
 
@@ -155,16 +181,28 @@ def _refuse_others(path: Path) -> None:
     """What others own or can write to is not loaded: it would run as this user."""
     found = path.stat()
     if found.st_uid != os.getuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise Unavailable(f"others than this user own {path} or can write to it")
+        raise _Unusable(f"others than this user own {path} or can write to it")
 
 
 def _digest(compiler: list[str]) -> str:
-    try:
-        version = subprocess.run([*compiler, "--version"], capture_output=True, check=False).stdout
-    except OSError as error:
-        raise Unavailable(f"{compiler[0]} cannot be run: {error}") from error
+    version = _run([*compiler, "--version"]).stdout
     parts = [_SOURCE.read_bytes(), version, shlex.join([*compiler, *_FLAGS]).encode(), _cpu()]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:32]
+
+
+def _run(command: list[str]) -> subprocess.CompletedProcess[bytes]:
+    try:
+        return subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=_PATIENCE,
+            check=False,
+        )
+    except OSError as error:
+        raise Unavailable(f"{command[0]} cannot be run: {error}") from error
+    except subprocess.TimeoutExpired as error:
+        raise Unavailable(f"{command[0]} did not end within {_PATIENCE} s") from error
 
 
 def _cpu() -> bytes:
@@ -179,24 +217,24 @@ def _cpu() -> bytes:
 
 
 def _build(compiler: list[str], file: Path) -> None:
-    try:
-        with tempfile.TemporaryDirectory(dir=file.parent) as aside:
-            made = Path(aside) / file.name
-            command = [*compiler, *_FLAGS, "-shared", "-fPIC", str(_SOURCE), "-o", str(made)]
-            done = subprocess.run(command, capture_output=True, check=False)
-            if done.returncode != 0 or not made.exists():
-                said = done.stderr.decode(errors="replace").strip()
-                why = (said.splitlines() or ["it said nothing"])[0]
-                raise Unavailable(f"{compiler[0]} failed on {_SOURCE.name}: {why}")
-            made.chmod(0o700)
-            its_sum = made.with_suffix(_SUM)
-            its_sum.write_text(_sum(made))
-            for each in (made, its_sum):
-                with each.open("rb") as written:
-                    os.fsync(written.fileno())
-                os.replace(each, file.with_suffix(each.suffix))
-    except OSError as error:
-        raise Unavailable(f"the cache folder cannot be used: {error}") from error
+    with tempfile.TemporaryDirectory(dir=file.parent) as aside:
+        made = _compiled(compiler, Path(aside) / file.name)
+        its_sum = made.with_suffix(_SUM)
+        its_sum.write_text(_sum(made))
+        for each in (made, its_sum):
+            with each.open("rb") as written:
+                os.fsync(written.fileno())
+            os.replace(each, file.with_suffix(each.suffix))
+
+
+def _compiled(compiler: list[str], made: Path) -> Path:
+    done = _run([*compiler, *_FLAGS, "-shared", "-fPIC", str(_SOURCE), "-o", str(made)])
+    if done.returncode != 0 or not made.exists():
+        said = done.stderr.decode(errors="replace").strip()
+        why = (said.splitlines() or ["it said nothing"])[0]
+        raise Unavailable(f"{compiler[0]} failed on {_SOURCE.name}: {why}")
+    made.chmod(0o700)
+    return made
 
 
 def _is_whole(file: Path) -> bool:
@@ -213,12 +251,11 @@ def _sum(file: Path) -> str:
 
 
 def _loaded(file: Path) -> ctypes.CDLL:
+    loaded = ctypes.CDLL(str(file))
     try:
-        _refuse_others(file)
-        loaded = ctypes.CDLL(str(file))
         functions = ((loaded.ratchet_fold_forward, 7), (loaded.ratchet_fold_backward, 3))
-    except (OSError, AttributeError) as error:
-        raise Unavailable(f"the library in the cache cannot be loaded: {error}") from error
+    except AttributeError as error:
+        raise Unavailable("what was compiled of fold.c has not its functions") from error
     pointer, index = ctypes.c_void_p, ctypes.c_int64
     shared: list[Any] = [ctypes.POINTER(_Tile), pointer, pointer, index, index]
     for function, more in functions:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kernels import fold
 from kernels.fold_torch import Norm, Running, Scale, arithmetic
-from kernels.matmul import add_product, large, product, tile
+from kernels.matmul import add_product, large, narrowed, product, tile
 
 MAX_BYTES = 128 << 20
 STATS = ("entropy", "mean_logit", "is_top1", "log_sum_sq")
@@ -65,7 +65,7 @@ def tile_shape(rows: int, vocabulary: int, dtype: torch.dtype, max_bytes: int) -
     row_bytes = vocabulary * dtype.itemsize
     if rows * row_bytes <= max_bytes:
         return rows, vocabulary
-    budget = max_bytes - _widened(dtype, max_bytes)
+    budget = max_bytes - widened(dtype, max_bytes)
     if row_bytes <= budget:
         return budget // row_bytes, vocabulary
     elements = budget // dtype.itemsize
@@ -73,7 +73,8 @@ def tile_shape(rows: int, vocabulary: int, dtype: torch.dtype, max_bytes: int) -
     return high, min(vocabulary, elements // high)
 
 
-def _widened(dtype: torch.dtype, max_bytes: int) -> int:
+def widened(dtype: torch.dtype, max_bytes: int) -> int:
+    """Bytes kept free for what add_product widens."""
     return max_bytes // 8 if dtype.itemsize < 4 else 0
 
 
@@ -85,17 +86,15 @@ class TiledHead:
     bias: Tensor | None
     scale: Scale
     max_bytes: int
+    own: torch.dtype
+    """What the weight is outside of products, where autocast may have them in another."""
 
     @classmethod
     def of(
         cls, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, scale: Scale, max_bytes: int
     ) -> TiledHead:
-        return cls(weight.to(dtype), None if bias is None else bias.to(dtype), scale, max_bytes)
-
-    @property
-    def widened(self) -> int:
-        """Bytes kept free for what add_product widens."""
-        return _widened(self.weight.dtype, self.max_bytes)
+        bias = None if bias is None else bias.to(dtype)
+        return cls(narrowed(weight, dtype), bias, scale, max_bytes, weight.dtype)
 
     def shape(self, rows: int) -> tuple[int, int]:
         return tile_shape(rows, len(self.weight), self.weight.dtype, self.max_bytes)
@@ -109,6 +108,10 @@ class TiledHead:
         bias = None if self.bias is None else self.bias[start:stop]
         made = out[: len(hidden), : stop - start]
         return product(hidden, self.weight[start:stop].t(), bias=bias, out=made)
+
+    def add(self, into: Tensor, left: Tensor, right: Tensor) -> None:
+        """into += left @ right, within the bytes that are kept for it."""
+        add_product(into, left, right, widened(self.weight.dtype, self.max_bytes))
 
     def folded(
         self, hidden: Tensor, target: Tensor, start: int, running: Running, out: Tensor
@@ -129,9 +132,12 @@ class Gradients:
     def __init__(
         self, head: TiledHead, hidden: Tensor, needed: tuple[bool, ...], whole: bool
     ) -> None:
-        """`whole`: one tile has all rows, so that no sum over tiles of rows is rounded to less."""
+        """`whole`: one tile has all rows, so that no sum over tiles of rows is rounded to less.
+
+        Nor is one over backward passes, where the weight is of a wider dtype than its products.
+        """
         dtype, wide = head.weight.dtype, arithmetic(head.weight.dtype)
-        self.head, self.once = head, whole and dtype != wide
+        self.head, self.once = head, whole and head.own == dtype != wide
         self.hidden = self.weight = self.bias = None
         if needed[0]:
             self.hidden = torch.empty_like(hidden, dtype=dtype)
@@ -153,7 +159,7 @@ class Gradients:
         if self.weight is not None and self.once:
             product(grad.t(), hidden, out=self.weight[start:stop])
         elif self.weight is not None:
-            add_product(self.weight[start:stop], grad.t(), hidden, self.head.widened)
+            self.head.add(self.weight[start:stop], grad.t(), hidden)
         if self.bias is not None:
             self.bias[start:stop] += grad.sum(dim=0, dtype=self.bias.dtype)
 

@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from kernels.fold_torch import Norm, Running, Scale, arithmetic
 from kernels.head import MAX_BYTES, STATS, Gradients, TiledHead, check, compute_dtype, seen, spans
-from kernels.matmul import add_product, product
+from kernels.matmul import product
 
 
 class TokenStats(NamedTuple):
@@ -79,7 +79,8 @@ def linear_logprob_stats(
     float64 for float64 `hidden`. The product is made in hidden's dtype, under autocast in
     autocast's, and everything after it in float32; gradients of the head are summed in float32.
 
-    Tiles of logits take `max_bytes` at most, beside which there are the gradients themselves. A
+    Tiles of logits take `max_bytes` at most, beside which there are the gradients themselves and,
+    under autocast, a copy of the head in autocast's dtype, made in each forward and backward. A
     training step goes over the head four times; three times where all logits fit into max_bytes,
     since they are kept then; twice, however many rows there are, where the head has no gradient:
     then what the backward needs is weight[target] - sum_v p_v weight_v, [N, H]. (Four times in any
@@ -193,7 +194,7 @@ class _LinearLogprob(torch.autograd.Function):
                 head.unfolded(made, aims, start, norm.rows(first, last), grad[first:last])
                 if total is not None:
                     part_of_head = head.weight[start : start + columns]
-                    add_product(total, made, part_of_head, head.widened)
+                    head.add(total, made, part_of_head)
                 else:
                     grads.add_hidden(slice(first, last), made)
                 grads.add_head(part, start, made)

@@ -15,7 +15,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,7 +43,7 @@ class Count:
 
     flops: int = 0
     held: int = 0
-    """Bytes of the tiles that exist now."""
+    """Bytes that exist now of tiles, and of heads in another dtype than their own."""
     most_held: int = 0
 
     def passes(self, tokens: int, vocabulary: int, hidden: int) -> float:
@@ -68,7 +68,15 @@ def counting() -> Iterator[Count]:
 
 def tile(rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """An uninitialized [rows, columns] for logits, counted until it is freed."""
-    made = large((rows, columns), dtype, device)
+    return _held(large((rows, columns), dtype, device))
+
+
+def narrowed(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """A head in the dtype of products: itself, or a copy, counted until it is freed."""
+    return weight if weight.dtype == dtype else _held(weight.to(dtype))
+
+
+def _held(made: Tensor) -> Tensor:
     for count in _counts:
         count.hold(made.nbytes)
         weakref.finalize(made, count.hold, -made.nbytes)
@@ -146,7 +154,7 @@ def _parts(
     the rows at a head are as many as a step happens to have.
     """
     if left.dtype != torch.float32 or left.device.type != "cpu":
-        return [(slice(0, count), fast_float32)]
+        return [(slice(0, count), nullcontext)]
     round = count - count % _ROUND
     parts = [(slice(0, round), fast_float32), (slice(round, count), plain_float32)]
     return [(part, fast) for part, fast in parts if part.start < part.stop]
@@ -165,8 +173,9 @@ def fast_float32(*, always: bool = False) -> Iterator[None]:
     accurate ("medium"), and on other CPUs it then multiplies in bfloat16. Which it is is found
     once per process, by the error of small products; `always` says that it does not matter. Blocks
     may be nested and may overlap in several threads; the setting is the whole process's, so other
-    threads' float32 products are made as fast meanwhile. CUDA's own setting stays as it is, and so
-    does this one where somebody has chosen it.
+    threads' float32 products are made as fast meanwhile. Products on CUDA stay what they are, and
+    so does everything where somebody has chosen. Where there is CUDA, torch still tells its setting
+    meanwhile, but not one for all backends (torch.get_float32_matmul_precision).
     """
     entered = False
     try:
@@ -211,12 +220,15 @@ def _enter() -> bool:
                 whole = torch.get_float32_matmul_precision()
             except RuntimeError:  # set backend by backend: torch then refuses to name one for all
                 whole = None
+            if torch.cuda.is_available():
+                whole = None
             _before = (whole, mkldnn.fp32_precision, cuda.fp32_precision)
+            # What is set for all backends is also CUDA's. Where there is none, that keeps every
+            # setting readable; torch refuses to read those that contradict each other.
             if whole is None:
                 mkldnn.fp32_precision = _FAST
             else:
                 torch.set_float32_matmul_precision("medium")
-                cuda.fp32_precision = _before[2]
         _inside += 1
     return True
 

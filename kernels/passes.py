@@ -101,7 +101,7 @@ def whole(
     found, filled = [], 0
     rows: list[range] = [range(0)] * len(flat)
     batches = _cut([len(ids) for ids in whole], budget, most)
-    for numbers in _like_positions(body.config, whole, batches):
+    for numbers in like_positions(body.config, whole, batches):
         ids_ST = padded([whole[number] for number in numbers], device)
         longest = ids_ST.shape[1]
         with nullcontext() if again else small_attention(device, longest, longest):
@@ -112,7 +112,7 @@ def whole(
     return take(torch.cat(found), torch.tensor([*chain(*rows)], device=device))
 
 
-def _like_positions(
+def like_positions(
     config: Any, rows: Sequence[Ids], batches: Sequence[list[int]]
 ) -> Iterator[list[int]]:
     """The batches, cut where a short row would get other positions beside a long one than alone."""

@@ -1,7 +1,7 @@
 """The loss on preference pairs, straight from hidden states.
 
 The loss of a pair needs no other pair, so its gradient can be made as soon as its logits are there:
-they are never kept until the backward, nor made a second time for it.
+they are never kept until the backward, nor made a second time for it, where a pair fits in memory.
 """
 
 from __future__ import annotations
@@ -15,9 +15,18 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from kernels.fold_torch import Running, Scale
-from kernels.head import MAX_BYTES, Gradients, TiledHead, check, compute_dtype, seen, tile_shape
+from kernels.head import (
+    MAX_BYTES,
+    Gradients,
+    TiledHead,
+    check,
+    compute_dtype,
+    seen,
+    spans,
+    tile_shape,
+)
 from kernels.linear_logprob import TokenStats, linear_logprob_stats, linear_logprob_twin
-from kernels.preference_terms import Terms
+from kernels.preference_terms import Terms, checked_bounds, sums
 
 
 class PreferenceLoss(NamedTuple):
@@ -87,14 +96,15 @@ def preference_loss(
     several calls.
 
     The head is gone over three times in a training step (twice where it has no gradient), with
-    tiles of whole pairs within `max_bytes`. Where one pair does not fit, linear_logprob does it,
-    in four.
+    tiles of whole pairs within `max_bytes`; four times for a pair that alone does not fit. In
+    float16, where a gradient has to be scaled before it is made, or where not even one row of
+    logits fits, linear_logprob does it all, in four.
 
     Raises ValueError as linear_logprob does, for a completion without tokens, for numbers that do
     not go together, and for an option that `kind` does not heed.
     """
     check(hidden, weight, target, bias, temperature, softcap, max_bytes, stats)
-    bounds = _checked(len(hidden), cu_seqlens, ref_logp, pair_weight)
+    bounds = checked_bounds(len(hidden), cu_seqlens, ref_logp, pair_weight)
     lengths = [stop - start for start, stop in pairwise(bounds)]
     terms = Terms.of(
         lengths,
@@ -110,7 +120,9 @@ def preference_loss(
     dtype = compute_dtype(hidden)
     most, columns = tile_shape(len(hidden), len(weight), dtype, max_bytes)
     longest = max(bounds[each + 2] - bounds[each] for each in range(0, len(lengths), 2))
-    if longest > most or columns < len(weight):
+    frozen = not weight.requires_grad and (bias is None or not bias.requires_grad)
+    # With a frozen head linear_logprob takes two passes whatever fits.
+    if columns < len(weight) or dtype == torch.float16 or (frozen and longest > most):
         found = linear_logprob_stats(
             hidden,
             weight,
@@ -127,8 +139,8 @@ def preference_loss(
         weight,
         bias,
         target,
-        ref_logp,
-        pair_weight,
+        ref_logp.detach(),
+        None if pair_weight is None else pair_weight.detach(),
         bounds,
         terms,
         Scale(temperature, softcap),
@@ -157,7 +169,7 @@ def preference_loss_twin(
 ) -> PreferenceLoss:
     """The same from all logits, by autograd. terms: kind, beta and so on, as Terms.of takes."""
     check(hidden, weight, target, bias, temperature, softcap, MAX_BYTES, stats)
-    bounds = _checked(len(hidden), cu_seqlens, ref_logp, pair_weight)
+    bounds = checked_bounds(len(hidden), cu_seqlens, ref_logp, pair_weight)
     lengths = [stop - start for start, stop in pairwise(bounds)]
     found = linear_logprob_twin(
         hidden, weight, target, bias=bias, temperature=temperature, softcap=softcap, stats=stats
@@ -172,10 +184,10 @@ def _of_tokens(
     ref_logp: Tensor,
     pair_weight: Tensor | None,
 ) -> PreferenceLoss:
-    logp_S = _sums(found.logp, lengths)
-    ref_S, tokens_S = ref_logp.to(logp_S), logp_S.new_tensor(lengths)
+    logp_S = sums(found.logp, lengths)
+    ref_S, tokens_S = ref_logp.detach().to(logp_S), logp_S.new_tensor(lengths)
     loss_B = terms.losses(logp_S, ref_S, tokens_S)
-    weighted_B = loss_B if pair_weight is None else loss_B * pair_weight.to(loss_B)
+    weighted_B = loss_B if pair_weight is None else loss_B * pair_weight.detach().to(loss_B)
     reward_S = terms.rewards(logp_S.detach(), ref_S, tokens_S)
     return PreferenceLoss(
         weighted_B.sum(),
@@ -185,34 +197,6 @@ def _of_tokens(
         found._replace(logp=found.logp.detach()),
         loss_B.sum().detach(),
     )
-
-
-def _sums(logp_N: Tensor, lengths: Sequence[int]) -> Tensor:
-    """Over each completion. (index_add_ adds in no fixed order on a GPU.)"""
-    there = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
-    padded = logp_N.new_zeros(there.shape).masked_scatter(there.to(logp_N.device), logp_N)
-    return padded.sum(dim=1)
-
-
-def _checked(
-    rows: int, cu_seqlens: Tensor, ref_logp: Tensor, pair_weight: Tensor | None
-) -> list[int]:
-    """cu_seqlens as numbers. Raises ValueError."""
-    bounds: list[int] = cu_seqlens.tolist()
-    if len(bounds) < 3 or len(bounds) % 2 == 0 or (bounds[0], bounds[-1]) != (0, rows):
-        said = f"cu_seqlens is [2B+1] and goes from 0 to the {rows} rows of hidden"
-        raise ValueError(f"{said}; found {len(bounds)} numbers, {bounds[:3]} to {bounds[-1:]}")
-    for each, (start, stop) in enumerate(pairwise(bounds)):
-        if stop <= start:
-            side = ("chosen", "rejected")[each % 2]
-            said = f"each completion has at least one token; found {stop - start}"
-            raise ValueError(f"{said} in the {side} one of pair {each // 2}")
-    if ref_logp.shape != (len(bounds) - 1,):
-        raise ValueError(f"ref_logp is [{len(bounds) - 1}]; found {tuple(ref_logp.shape)}")
-    if pair_weight is not None and pair_weight.shape != (len(bounds) // 2,):
-        found = tuple(pair_weight.shape)
-        raise ValueError(f"pair_weight is [{len(bounds) // 2}]; found {found}")
-    return bounds
 
 
 class _PreferenceLoss(torch.autograd.Function):
@@ -237,30 +221,40 @@ class _PreferenceLoss(torch.autograd.Function):
         states = hidden.detach().to(dtype)
         most, columns = head.shape(len(hidden))
         chunks = list(_chunks(bounds, most))
-        buffer = head.tile(max(bounds[last] - bounds[first] for first, last in chunks), columns)
+        longest = max(bounds[last] - bounds[first] for first, last in chunks)
+        buffer = head.tile(min(longest, most), columns)
         running = Running.start(buffer, len(hidden), stats)
         ref_S = ref_logp.to(running.max)
         weight_B = None if pair_weight is None else pair_weight.to(ref_S)
         needed = tuple(train and each for each in ctx.needs_input_grad[:3])
-        grads = Gradients(head, states, needed, len(chunks) == 1)
+        grads = Gradients(head, states, needed, len(buffer) == len(hidden))
         loss = unweighted = ref_S.new_zeros(())
         logps, rewards = [], []
         for first, last in chunks:
-            rows, of_pairs = slice(bounds[first], bounds[last]), slice(first // 2, last // 2)
+            start, stop = bounds[first], bounds[last]
+            tiles = [(start + low, start + high) for low, high in spans(stop - start, most)]
+            for low, high in tiles:
+                known = running.rows(low, high)
+                made = head.folded(states[low:high], target[low:high], 0, known, buffer)
             lengths = [bounds[each + 1] - bounds[each] for each in range(first, last)]
-            part, aims, known = states[rows], target[rows], running.rows(rows.start, rows.stop)
-            made = head.folded(part, aims, 0, known, buffer)
-            tokens_S, logp_S = ref_S.new_tensor(lengths), _sums(known.logp, lengths)
+            tokens_S = ref_S.new_tensor(lengths)
+            logp_S = sums(running.rows(start, stop).logp, lengths)
             with torch.enable_grad():
                 logp_S.requires_grad_()
                 loss_B = terms.losses(logp_S, ref_S[first:last], tokens_S)
+                of_pairs = slice(first // 2, last // 2)
                 weighted = (loss_B if weight_B is None else loss_B * weight_B[of_pairs]).sum()
             if any(needed):
                 (grad_S,) = torch.autograd.grad(weighted, logp_S)
                 of_rows = grad_S.repeat_interleave(torch.tensor(lengths, device=grad_S.device))
-                head.unfolded(made, aims, 0, known.norm, of_rows)
-                grads.add_hidden(rows, made)
-                grads.add_head(part, 0, made)
+                for low, high in tiles:
+                    part, grad = states[low:high], of_rows[low - start : high - start]
+                    if len(tiles) > 1:
+                        made = head.logits(part, 0, buffer)
+                    norm = running.rows(low, high).norm
+                    head.unfolded(made, target[low:high], 0, norm, grad)
+                    grads.add_hidden(slice(low, high), made)
+                    grads.add_head(part, 0, made)
             loss, unweighted = loss + weighted.detach(), unweighted + loss_B.detach().sum()
             logps.append(logp_S.detach())
             rewards.append(terms.rewards(logps[-1], ref_S[first:last], tokens_S))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -92,3 +93,31 @@ class Terms:
     def rewards(self, logp_S: Tensor, ref_S: Tensor, tokens_S: Tensor) -> Tensor:
         """beta (logp - ref_logp) + length_alpha tokens of each completion, [2B]."""
         return self.beta * (logp_S - ref_S) + self.length_alpha * tokens_S
+
+
+def sums(logp_N: Tensor, lengths: Sequence[int]) -> Tensor:
+    """Over each completion. (index_add_ adds in no fixed order on a GPU.)"""
+    there = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+    padded = logp_N.new_zeros(there.shape).masked_scatter(there.to(logp_N.device), logp_N)
+    return padded.sum(dim=1)
+
+
+def checked_bounds(
+    rows: int, cu_seqlens: Tensor, ref_logp: Tensor, pair_weight: Tensor | None
+) -> list[int]:
+    """cu_seqlens as numbers. Raises ValueError for what does not go together."""
+    bounds: list[int] = cu_seqlens.tolist()
+    if len(bounds) < 3 or len(bounds) % 2 == 0 or (bounds[0], bounds[-1]) != (0, rows):
+        said = f"cu_seqlens is [2B+1] and goes from 0 to the {rows} rows of hidden"
+        raise ValueError(f"{said}; found {len(bounds)} numbers, {bounds[:3]} to {bounds[-1:]}")
+    for each, (start, stop) in enumerate(pairwise(bounds)):
+        if stop <= start:
+            side = ("chosen", "rejected")[each % 2]
+            said = f"each completion has at least one token; found {stop - start}"
+            raise ValueError(f"{said} in the {side} one of pair {each // 2}")
+    if ref_logp.shape != (len(bounds) - 1,):
+        raise ValueError(f"ref_logp is [{len(bounds) - 1}]; found {tuple(ref_logp.shape)}")
+    if pair_weight is not None and pair_weight.shape != (len(bounds) // 2,):
+        found = tuple(pair_weight.shape)
+        raise ValueError(f"pair_weight is [{len(bounds) // 2}]; found {found}")
+    return bounds

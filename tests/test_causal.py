@@ -32,6 +32,12 @@ PLAIN: dict[str, dict[str, Any]] = {
     "Granite": {"logits_scaling": 4.0},
     "Cohere": {"logit_scale": 0.3},
     "GPTJ": {"n_embd": 32, "n_layer": 2, "n_head": 4, "rotary_dim": 4, "n_positions": 64},
+    "RecurrentGemma": {
+        "logits_soft_cap": 3.0,
+        "lru_width": 32,
+        "head_dim": 8,
+        "attention_window_size": 16,
+    },
     "OPT": {"ffn_dim": 48, "word_embed_proj_dim": 32},
     "FalconH1": {
         "lm_head_multiplier": 0.3,
@@ -91,6 +97,49 @@ def test_an_adapter_is_in_the_body_and_not_in_the_way() -> None:
         assert not torch.allclose(found, bare_logits, atol=0.1)
 
 
+CAPPED = {kind: PLAIN[kind] for kind in ("Gemma2", "RecurrentGemma")} | {
+    # Whose logits are float32 in any dtype.
+    "xLSTM": {
+        "output_logit_soft_cap": 3.0,
+        "num_heads": 4,
+        "qk_dim_factor": 2.0,
+        "v_dim_factor": 2.0,
+    }
+}
+
+
+@pytest.mark.parametrize("kind", CAPPED)
+def test_a_cap_is_read_though_logits_are_still_too_small_to_tell(kind: str) -> None:
+    config = getattr(transformers, f"{kind}Config")(**SIZES | CAPPED[kind])
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    head = read_head(model)
+    assert head is not None
+    assert head.softcap == 3.0
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(100)
+        own = model(input_ids=IDS).logits
+        found = logits(backbone(model)(input_ids=IDS).last_hidden_state, head)
+    assert own.abs().max() > 2
+    torch.testing.assert_close(found, own, rtol=1e-4, atol=1e-4)
+
+
+def test_a_cap_of_an_unknown_name_is_not_taken_for_none() -> None:
+    for name in ("lm_head_softcap", "output_softcapping", "soft_cap"):
+        model = make("Llama")
+        setattr(model.config, name, 1e4)
+        with pytest.warns(UserWarning, match=f"what its {name} caps is not known"):
+            assert read_head(model) is None
+    for name in ("attn_logit_softcapping", "gate_soft_cap", "moe_router_logit_softcapping"):
+        model = make("Llama")
+        setattr(model.config, name, 5.0)
+        assert read_head(model) is not None
+    model = make("Gemma2", **PLAIN["Gemma2"])
+    model.config.logits_soft_cap = 3.0
+    said = "it has several caps, final_logit_softcapping and logits_soft_cap"
+    with pytest.warns(UserWarning, match=said):
+        assert read_head(model) is None
+
+
 class Rounded(nn.Linear):
     """As quantised layers are: linear to isinstance, and something else to multiply by."""
 
@@ -112,13 +161,11 @@ def unreadable() -> dict[str, Any]:
     quantised.lm_head = Rounded(32, 97, bias=False)
     adapted.add_adapter(peft.LoraConfig(r=2, target_modules=["lm_head"], init_lora_weights=False))
     doubled.__class__ = Doubled
-    capped = make("RecurrentGemma", lru_width=32, head_dim=8, attention_window_size=16)
     scaled = make("Cohere", logit_scale=-1.0)
     return {
         "Rounded and no plain linear layer": quantised,
         "Linear and no plain linear layer": adapted,
         "off what its configuration says": doubled,
-        "logits are up to": capped,
         "scaled by -1": scaled,
     }
 

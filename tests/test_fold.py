@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -155,11 +156,12 @@ def test_without_a_compiler_torch_folds_and_the_reason_is_told(tmp_path: Path) -
     assert "RATCHET_FOLD asks for 'c' on cpu, but there is no C compiler" in told[3]
 
 
-def built(monkeypatch: pytest.MonkeyPatch, **environment: str) -> None:
+def built(monkeypatch: pytest.MonkeyPatch, **environment: str) -> fold_c.Built:
     """Find or build the library as a process with these variables would."""
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    fold_c.library.__wrapped__()
+    found: fold_c.Built = fold_c.built.__wrapped__()
+    return found
 
 
 def test_a_compiler_that_fails_is_told_with_its_words(
@@ -228,9 +230,12 @@ def test_a_triton_that_cannot_be_imported_is_told(tmp_path: Path) -> None:
     path = f"{tmp_path}:{ROOT}"
     told = run(code, RATCHET_FOLD="triton", TRITON_INTERPRET="1", PYTHONPATH=path)
     assert told == (
-        "RATCHET_FOLD asks for 'triton' on cpu, but Triton cannot be imported: libtriton.so: no "
-        "such file"
+        "RATCHET_FOLD asks for 'triton' on cpu, but fold_triton cannot be imported: "
+        "libtriton.so: no such file"
     )
+
+
+ALONE = "built with the system's compiler for this process alone, since "
 
 
 def test_what_others_could_have_written_is_not_loaded(
@@ -239,24 +244,53 @@ def test_what_others_could_have_written_is_not_loaded(
     folder = tmp_path / "ratchet"
     folder.mkdir()
     folder.chmod(0o777)
-    with pytest.raises(fold_c.Unavailable, match="can write to it"):
-        built(monkeypatch, XDG_CACHE_HOME=str(tmp_path))
+    how = built(monkeypatch, XDG_CACHE_HOME=str(tmp_path)).how
+    assert how == f"{ALONE}others than this user own {folder} or can write to it"
+    assert [*folder.iterdir()] == []
     folder.chmod(0o700)
-    built(monkeypatch)
+    assert built(monkeypatch).how == "built with the system's compiler"
     (library,) = folder.glob("*.so")
     library.chmod(0o722)
-    with pytest.raises(fold_c.Unavailable, match="can write to it"):
-        built(monkeypatch)
+    assert built(monkeypatch).how.endswith(f"own {library} or can write to it")
 
 
-def test_a_cache_that_cannot_be_made_is_told(
+def test_without_a_cache_a_process_builds_its_own_and_the_reason_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(fold_c.Unavailable, match="the cache folder cannot be used"):
+    (tmp_path / "T").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "T"))
+    found = built(monkeypatch, XDG_CACHE_HOME=str(tmp_path / "file"))
+    assert found.how == f"{ALONE}the cache folder cannot be used: Not a directory"
+    assert found.library.ratchet_fold_forward.restype is None
+    assert [*(tmp_path / "T").iterdir()] == [], "what was loaded is deleted"
+    how = built(monkeypatch, XDG_CACHE_HOME="here").how
+    assert how == f"{ALONE}the cache folder here/ratchet is no absolute path"
+    name, reason = run(TELL, XDG_CACHE_HOME=str(tmp_path / "file")).splitlines()
+    assert name == "c"
+    assert ALONE in reason
+    (tmp_path / "T").rmdir()
+    with pytest.raises(fold_c.Unavailable, match=r"cannot be used: Not a .*; nor can a temporary"):
         built(monkeypatch, XDG_CACHE_HOME=str(tmp_path / "file"))
-    with pytest.raises(fold_c.Unavailable, match="no absolute path"):
-        built(monkeypatch, XDG_CACHE_HOME="here")
+
+
+def test_a_compiler_that_waits_is_given_up_and_has_nothing_to_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiler = tmp_path / "cc"
+    compiler.write_text("#!/bin/sh\nread line || exec sleep 60\n")
+    compiler.chmod(0o755)
+    monkeypatch.setattr(fold_c, "_PATIENCE", 0.2)
+    with pytest.raises(fold_c.Unavailable, match=r"cc did not end within 0\.2 s"):
+        built(monkeypatch, CC=str(compiler), XDG_CACHE_HOME=str(tmp_path))
+
+
+def test_a_system_that_does_not_tell_whose_files_are_has_no_fold_in_c(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delattr(os, "getuid")
+    with pytest.raises(fold_c.Unavailable, match="whose a file is"):
+        built(monkeypatch)
 
 
 def test_processes_that_build_at_once_leave_one_library(
@@ -300,7 +334,7 @@ for last; do :; done
             b"#!/bin/sh\nprintf 'not \\377 UTF-8' >&2\nexit 1\n",
             "cc failed on fold.c: not \ufffd UTF-8",
         ),
-        (EMPTY.encode(), "cannot be loaded: .*undefined symbol"),
+        (EMPTY.encode(), "has not its functions"),
     ],
 )
 def test_a_compiler_that_is_none_is_told(

@@ -9,7 +9,7 @@ import torch
 
 from kernels.causal import backbone
 from kernels.grouped_hidden import grouped_hidden
-from kernels.passes import small_attention
+from kernels.passes import small_attention, take
 from kernels.sharing import shared_room
 from test_causal import make
 
@@ -276,6 +276,19 @@ def fused() -> bool:
     query = torch.ones(1, 1, 4, 8, requires_grad=True)
     found = torch.nn.functional.scaled_dot_product_attention(query, query, query)
     return "Flash" in type(found.grad_fn).__name__
+
+
+@pytest.mark.parametrize("shape", [(6, 19, 32), (48,)])
+def test_gradients_of_what_many_rows_take_are_rounded_once(shape: tuple[int, ...]) -> None:
+    """A prompt's keys and its last state, each taken by 32 completions."""
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(2, *shape, generator=generator).bfloat16().requires_grad_()
+    owner = torch.arange(2).repeat_interleave(32)
+    above = torch.randn(64, *shape, generator=generator).bfloat16()
+    (found,) = torch.autograd.grad(take(rows, owner), rows, above)
+    exact = above.double().view(2, 32, *shape).sum(1)
+    rounded = exact.bfloat16().double()
+    assert (found.double() - exact).norm() <= 1.5 * (rounded - exact).norm()
 
 
 def test_attention_is_not_fused_where_it_is_small_and_afterwards_as_it_was() -> None:

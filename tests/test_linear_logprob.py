@@ -271,6 +271,34 @@ def test_autocast_decides_what_products_are_made_in() -> None:
         assert (ours - exact).norm() <= 1e-2 * exact.norm()
 
 
+def test_gradients_of_many_small_batches_under_autocast_are_not_rounded_one_by_one() -> None:
+    """Into the float32 weight of a head, as a trainer that accumulates gradients has it."""
+    generator = torch.Generator().manual_seed(0)
+    same = torch.randn(24, 64, generator=generator)
+    batches = [
+        (
+            same + 0.3 * torch.randn(24, 64, generator=generator),
+            torch.randint(300, (24,), generator=generator),
+        )
+        for _ in range(16)
+    ]
+    weight = 0.05 * torch.randn(300, 64, generator=generator)
+
+    def grad(op: Any, dtype: torch.dtype) -> Tensor:
+        head = torch.nn.Linear(64, 300, bias=False, dtype=dtype)
+        head.weight.data.copy_(weight)
+        for hidden, target in batches:
+            with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.float32):
+                logp = op(hidden.to(dtype), head.weight, target, stats=()).logp
+            (-logp.mean() / 16).backward()
+        assert head.weight.grad is not None
+        return head.weight.grad.double()
+
+    exact = grad(linear_logprob_twin, torch.float64)
+    ours, naive = (grad(op, torch.float32) for op in (linear_logprob_stats, linear_logprob_twin))
+    assert (ours - exact).norm() <= 0.9 * (naive - exact).norm()
+
+
 @pytest.mark.parametrize(
     ("changed", "said"),
     [

@@ -8,7 +8,15 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from kernels.matmul import add_product, counting, fast_float32, plain_float32, product, tile
+from kernels.matmul import (
+    add_product,
+    counting,
+    fast_float32,
+    narrowed,
+    plain_float32,
+    product,
+    tile,
+)
 
 MKLDNN = torch.backends.mkldnn
 CPU = torch.device("cpu")
@@ -126,6 +134,30 @@ def test_products_of_bfloat16_are_added_without_being_rounded_to_it(at_once: int
         exact += part.double() @ right.double()
     assert (found - exact).norm() <= 1e-4 * exact.norm()
     assert (rounded - exact).norm() > 1e-2 * exact.norm()
+
+
+@pytest.mark.parametrize("cuda", [False, True])
+def test_torchs_settings_can_be_read_within(cuda: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of which a contradiction would be told at CUDA's next product."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    before, setting = settings(), MKLDNN.matmul
+    with fast_float32(always=True):
+        assert setting.fp32_precision == "bf16"
+        assert torch.backends.cuda.matmul.allow_tf32 in (False, not cuda)
+        assert not cuda or torch.backends.cuda.matmul.fp32_precision == before[2]
+        with plain_float32():
+            assert torch.backends.cuda.matmul.allow_tf32 in (False, not cuda)
+    assert settings() == before
+
+
+def test_a_head_in_another_dtype_is_counted_while_it_is_there() -> None:
+    weight = torch.ones(10, 4)
+    with counting() as count:
+        copied = narrowed(weight, torch.bfloat16)
+        assert count.held == copied.nbytes == 80
+        assert narrowed(copied, torch.bfloat16) is copied
+        del copied
+    assert (count.most_held, count.held) == (80, 0)
 
 
 def test_a_float64_sum_is_added_to_in_float64() -> None:

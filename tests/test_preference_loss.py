@@ -179,10 +179,19 @@ def test_bfloat16_is_not_further_from_the_truth_than_the_definition_in_bfloat16(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
     ("most_rows", "frozen", "passes"),
-    [(160, False, 3), (70, False, 3), (70, True, 2), (50, False, 4), (50, True, 2)],
+    # Of pairs of 40, 60 and 60 rows those that do not fit take four passes.
+    [
+        (160, False, 3),
+        (70, False, 3),
+        (70, True, 2),
+        (50, False, 3.75),
+        (30, False, 4),
+        (50, True, 2),
+        (0.5, False, 4),
+    ],
 )
 def test_passes_over_the_head_and_bytes_of_logits(
-    dtype: torch.dtype, most_rows: int, frozen: bool, passes: int
+    dtype: torch.dtype, most_rows: float, frozen: bool, passes: float
 ) -> None:
     hidden, weight, _, target, reference = made(dtype, times=10)
     spare = 8 / 7 if dtype == torch.bfloat16 else 1  # what is widened beside the logits
@@ -199,7 +208,7 @@ def test_passes_over_the_head_and_bytes_of_logits(
             max_bytes=max_bytes,
         ).loss.backward()
     assert count.passes(*hidden.shape[:1], *weight.shape) == passes
-    assert max_bytes / 2 < count.most_held <= max_bytes
+    assert max_bytes / 2 < count.most_held <= max_bytes, "of whole rows and of parts of one"
     assert count.held == 0
 
 
@@ -254,17 +263,96 @@ def test_the_backward_scales_by_what_comes_from_above_each_time() -> None:
     assert torch.equal(once, again)
 
 
+@pytest.mark.parametrize("most_rows", [16, 5])
+def test_a_second_backward_adds_to_the_gradient_that_a_leaf_has(most_rows: int) -> None:
+    hidden, weight, bias, target, reference = made()
+    loss = preference_loss(
+        hidden,
+        weight,
+        target,
+        CU_SEQLENS,
+        reference,
+        kind="sigmoid",
+        beta=0.4,
+        bias=bias,
+        max_bytes=most_rows * VOCABULARY * 8,
+    ).loss
+    leaves = (hidden, weight, bias)
+    once = [one.clone() for one in torch.autograd.grad(loss, leaves, retain_graph=True)]
+    for times in (1, 2, 3):
+        loss.backward(retain_graph=True)
+        for leaf, grad in zip(leaves, once, strict=True):
+            assert leaf.grad is not None
+            torch.testing.assert_close(leaf.grad, times * grad)
+
+
+@pytest.mark.parametrize("op", [preference_loss, preference_loss_twin])
+@pytest.mark.parametrize("most_rows", [16, 5, 0.5])
+def test_only_the_loss_has_a_gradient_and_only_of_the_policy(op: Any, most_rows: float) -> None:
+    hidden, weight, _, target, reference = made()
+    fixed = (reference.requires_grad_(), WEIGHTS.clone().requires_grad_())
+    within = {"max_bytes": int(most_rows * VOCABULARY * 8)} if op is preference_loss else {}
+
+    def of(hidden: Tensor, weight: Tensor) -> PreferenceLoss:
+        found: PreferenceLoss = op(
+            hidden,
+            weight,
+            target,
+            CU_SEQLENS,
+            fixed[0],
+            kind="sigmoid",
+            beta=0.4,
+            pair_weight=fixed[1],
+            **within,
+        )
+        return found
+
+    found = of(hidden, weight)
+    others = (found.logp, found.reward, found.margin, found.stats.logp, found.unweighted)
+    assert [one.requires_grad for one in others] == [False] * len(others)
+    found.loss.backward()
+    assert hidden.grad is not None
+    assert [one.grad for one in fixed] == [None, None]
+    assert not of(hidden.detach(), weight.detach()).loss.requires_grad
+
+
+def test_gradients_that_float16_cannot_hold_are_scaled_before_they_are_made() -> None:
+    """As torch.amp.GradScaler does, of a small loss."""
+    given = made(torch.float16, times=10)
+    leaves, scale = given[:3], 2.0**16
+    every = {"kind": "sigmoid", "beta": 0.1, "pairs": 2.0**14}
+
+    def grads(op: Any, leaves: tuple[Tensor, ...], times: float) -> list[Tensor]:
+        hidden, weight, bias = leaves
+        loss = op(hidden, weight, given[3], CU_SEQLENS * 10, given[4], bias=bias, **every).loss
+        return [one.double() / times for one in torch.autograd.grad(loss * times, leaves)]
+
+    exact = tuple(one.detach().double().requires_grad_() for one in leaves)
+    wanted = grads(preference_loss_twin, exact, 1)
+    for ours, true in zip(grads(preference_loss, leaves, scale), wanted, strict=True):
+        assert (ours - true).norm() <= 1e-2 * true.norm()
+    with torch.autocast("cpu", torch.float16):
+        wide = tuple(one.detach().float().requires_grad_() for one in leaves)
+        for ours, true in zip(grads(preference_loss, wide, scale), wanted, strict=True):
+            assert (ours - true).norm() <= 1e-2 * true.norm()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_logits_of_ten_thousand_are_no_trouble(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("wrong", [False, True])
+def test_logits_of_ten_thousand_are_no_trouble(dtype: torch.dtype, wrong: bool) -> None:
     hidden, weight, bias, target, reference = made(dtype)
+    if wrong:  # each pair as far on the wrong side as a sigmoid tells
+        reference = torch.tensor([1e6, -1e6] * 3)
     with torch.no_grad():
         bias.copy_(torch.where(torch.arange(VOCABULARY) % 3 == 0, 1e4, -1e4))
     given = (hidden, weight, bias, target, reference)
     found, grads = of(preference_loss, given, kind="sigmoid")
     wanted, exact = of(preference_loss_twin, given, kind="sigmoid")
     assert found.loss.isfinite()
+    assert (found.margin < -1e4).all() == wrong
     torch.testing.assert_close(found.loss, wanted.loss, rtol=1e-5, atol=1e-5)
     for ours, theirs in zip(grads, exact, strict=True):
+        assert theirs.norm() > 0
         assert (ours - theirs).norm() <= 1e-2 * theirs.norm()
 
 

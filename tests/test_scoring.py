@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -21,6 +22,8 @@ from transformers import (
     LlamaForCausalLM,
     MambaConfig,
     MambaForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
     Qwen3MoeConfig,
     Qwen3MoeForCausalLM,
 )
@@ -203,11 +206,14 @@ def test_logits_are_held_a_tile_at_a_time() -> None:
         assert each.passes(scored, VOCABULARY, 32) == pytest.approx(1)
 
 
-def test_a_head_that_cannot_be_multiplied_apart_is_asked_for_its_logits() -> None:
-    class Doubled(torch.nn.Linear):
-        def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-            return 2 * super().forward(hidden)
+class Doubled(torch.nn.Linear):
+    """A head that cannot be multiplied apart from its model."""
 
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return 2 * super().forward(hidden)
+
+
+def test_a_head_that_cannot_be_multiplied_apart_is_asked_for_its_logits() -> None:
     model = built("llama")
     model.lm_head.__class__ = Doubled
     prompts, completions = answers()
@@ -216,6 +222,29 @@ def test_a_head_that_cannot_be_multiplied_apart_is_asked_for_its_logits() -> Non
     assert farthest(found, plain(model, prompts, completions)) < 1e-5
     by_two = token_logprobs(model, prompts, completions, rows=2, max_bytes=50_000)
     assert farthest(by_two, found) < 1e-5
+
+
+@pytest.mark.parametrize("read", [True, False], ids=["head read", "own logits"])
+def test_a_row_has_its_own_positions_beside_one_past_the_length_where_they_turn_otherwise(
+    read: bool,
+) -> None:
+    torch.manual_seed(0)
+    factors = {"short_factor": [1.0, 1.0, 1.0, 1.0], "long_factor": [9.0, 9.0, 9.0, 9.0]}
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "factor": 4.0, **factors}
+    config = Phi3Config(**SMALL, rope_parameters=rope, original_max_position_embeddings=32)
+    model = Phi3ForCausalLM(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(10 if parameter.dim() > 1 else 1)
+    if not read:
+        model.lm_head.__class__ = Doubled
+    chance = random.Random(2)
+    # 32 tokens, and 34, which is past the limit without the last one too, that predicts nothing.
+    prompts = [drawn(chance, 20) for _ in range(6)]
+    completions = [drawn(chance, 12 + 2 * (place % 2)) for place in range(6)]
+    with nullcontext() if read else pytest.warns(UserWarning, match="scored by its own logits"):
+        found = token_logprobs(model, prompts, completions, rows=256)
+    assert farthest(found, plain(model, prompts, completions)) < 1e-3
 
 
 def test_an_adapter_that_lies_over_the_model_is_scored_with_it() -> None:

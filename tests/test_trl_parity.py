@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import math
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -55,6 +57,8 @@ class Setting:
     start: Checkpoint
     other: Checkpoint
     examples: list[Example]
+    tied: Checkpoint
+    """Its head is its embedding."""
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +70,8 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
     # A prompt with two pairs, of which one answer is in both.
     assert examples[1].rejected is not None
     again = replace(examples[1], id=99, chosen=examples[1].rejected, rejected=examples[2].chosen)
-    return Setting(start, other, [*examples, again])
+    tied = make_checkpoint(folder / "tied", 3, tie_word_embeddings=True)
+    return Setting(start, other, [*examples, again], tied)
 
 
 def load(checkpoint: Checkpoint, adapted: bool) -> Any:
@@ -234,6 +239,23 @@ def test_pairs_are_trained_as_trl_does_it(
     hold(*sides)
 
 
+@pytest.mark.parametrize("adapted", [False, True], ids=["full", "adapter"])
+@pytest.mark.parametrize("options", [COVERED[1], OTHERS[0]], ids=str)
+def test_pairs_are_trained_as_trl_does_it_where_the_head_is_the_embedding(
+    setting: Setting, tmp_path: Path, options: dict[str, Any], adapted: bool
+) -> None:
+    asked = Preference(**COMMON, **options)
+    sides = [
+        run(
+            asked, setting, tmp_path / name, load(setting.tied, adapted), load(setting.other, False)
+        )
+        for name, run in (("ours", our_pairs), ("trl", trl_pairs))
+    ]
+    assert len(sides[1].gradients) == (28 if adapted else 20)
+    assert ("model.embed_tokens.weight" in sides[1].gradients) == (not adapted)
+    hold(*sides)
+
+
 @pytest.mark.parametrize(("adapted", "passes"), [(False, 3), (True, 2)], ids=["full", "adapter"])
 @pytest.mark.parametrize("options", COVERED, ids=str)
 def test_a_step_goes_over_the_head_three_times_and_twice_where_that_is_frozen(
@@ -292,10 +314,20 @@ def test_in_bfloat16_we_are_no_further_from_float32_than_trl_is(
             assert ours.metrics[name] == pytest.approx(value, rel=0.01), name
 
 
-def test_demonstrations_are_trained_as_trl_does_it(setting: Setting, tmp_path: Path) -> None:
+KINDS = ["full", "tied", "adapter"]
+
+
+def load_kind(setting: Setting, kind: str) -> Any:
+    return load(setting.tied if kind == "tied" else setting.start, kind == "adapter")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_demonstrations_are_trained_as_trl_does_it(
+    setting: Setting, tmp_path: Path, kind: str
+) -> None:
     asked = Supervised(**COMMON)
     with opened(asked, setting, tmp_path / "ours") as found:
-        ours = DemonstrationTrainer(load(setting.start, False), found)
+        ours = DemonstrationTrainer(load_kind(setting, kind), found)
         batch = ours._collate([{"row": number} for number in range(len(found.rows))])
         count = (batch["labels"] != -100).sum()
         own = step(ours, dict(batch), num_items_in_batch=count)
@@ -305,7 +337,7 @@ def test_demonstrations_are_trained_as_trl_does_it(setting: Setting, tmp_path: P
     ]
     with quiet():
         trainer = trl.SFTTrainer(
-            model=load(setting.start, False),
+            model=load_kind(setting, kind),
             args=arguments(
                 trl.SFTConfig, tmp_path, gradient_checkpointing=False, completion_only_loss=True
             ),
@@ -317,16 +349,17 @@ def test_demonstrations_are_trained_as_trl_does_it(setting: Setting, tmp_path: P
     hold(own, step(trainer, dict(theirs), num_items_in_batch=count))
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("loss", ["kto", "apo_zero_unpaired"])
 def test_labelled_answers_are_trained_as_trl_does_it(
-    setting: Setting, tmp_path: Path, loss: str
+    setting: Setting, tmp_path: Path, loss: str, kind: str
 ) -> None:
     asked = Kto(**COMMON, loss=loss, desirable_weight=1.5)
     with opened(asked, setting, tmp_path / "ours") as found:
         examples = examples_for(asked, setting)
         scores = Scores(tmp_path / "reference.json")
         LabelledTrainer(load(setting.other, False), found, scores, False, examples)
-        ours = LabelledTrainer(load(setting.start, False), found, scores, False, examples)
+        ours = LabelledTrainer(load_kind(setting, kind), found, scores, False, examples)
         numbers = list(range(len(found.rows)))
         batch = ours._collate([{"row": number} for number in numbers])
         ours.step_batches = [batch]
@@ -339,7 +372,7 @@ def test_labelled_answers_are_trained_as_trl_does_it(
     said = [{"prompt": "a", "completion": "b", "label": label} for label in (True, False)] * 4
     with quiet():
         trainer = trl.KTOTrainer(
-            model=load(setting.start, False),
+            model=load_kind(setting, kind),
             ref_model=load(setting.other, False),
             args=arguments(
                 trl.KTOConfig,
@@ -355,22 +388,79 @@ def test_labelled_answers_are_trained_as_trl_does_it(
     hold(own, step(trainer, theirs))
 
 
-def test_a_routed_models_part_of_the_loss_is_trls(setting: Setting, tmp_path: Path) -> None:
-    def routed() -> Any:
-        return make(
-            "Mixtral",
-            vocab_size=400,
-            num_local_experts=4,
-            num_experts_per_tok=2,
-            sliding_window=None,
-            eos_token_id=0,
-        )
+def routed() -> Any:
+    return make(
+        "Mixtral",
+        vocab_size=400,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        sliding_window=None,
+        eos_token_id=0,
+    )
 
+
+def test_a_routed_models_part_of_the_loss_is_trls(setting: Setting, tmp_path: Path) -> None:
     asked = Preference(**COMMON)
     ours = our_pairs(asked, setting, tmp_path / "ours", routed(), load(setting.other, False))
     theirs = trl_pairs(asked, setting, tmp_path / "trl", routed(), load(setting.other, False))
     assert theirs.metrics["aux_loss"] > 0.1
     hold(ours, theirs)
+
+
+@pytest.mark.parametrize("routes", [True, False], ids=["routed", "head unread"])
+def test_a_reference_passes_by_few_rows_only_where_all_its_logits_come_along(
+    setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, routes: bool
+) -> None:
+    model = routed() if routes else load(setting.start, False)
+    if not routes:
+        model.__class__ = Doubled
+    rows, logits, asked = 2, [], []
+    with opened(Preference(**COMMON), setting, tmp_path / "ours") as found:
+        longest = max(row.length for row in found.rows)
+        monkeypatch.setattr("roles.trainers.passing.MAX_BYTES", rows * longest * 400 * 4)
+
+        def note(module: Any, given: Any, kwargs: Any, made: Any) -> None:
+            logits.append(made.logits.numel() if hasattr(made, "logits") else 0)
+            asked.append(bool(kwargs.get("output_router_logits")))
+
+        model.register_forward_hook(note, with_kwargs=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            trainer = PairTrainer(model, found, Scores(tmp_path / "r.json"), True)
+        assert all(math.isfinite(each) for row in trainer.scores.known for each in row[1:])
+        distinct = len({side for row in found.rows for side in row.sides})
+        scored = len(logits)
+        assert not any(asked)
+        batch = {"row": torch.arange(len(found.rows))}
+        trainer.step_batches = [batch]
+        step(trainer, batch)
+    assert asked[scored:] == [routes]
+    if routes:
+        assert scored < distinct / 4
+        assert max(logits) == 0
+    else:
+        assert scored >= distinct / rows
+        assert max(logits[:scored]) <= rows * longest * 400
+
+
+@pytest.mark.parametrize("loss", ["sigmoid", "apo_zero"])
+def test_logits_are_held_within_a_bound_that_the_device_sets(
+    setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loss: str
+) -> None:
+    with opened(Preference(**COMMON, loss=loss), setting, tmp_path / "ours") as found:
+        scores = Scores(tmp_path / "r.json")
+        trainer = PairTrainer(load(setting.start, False), found, scores, True)
+        batch = {"row": torch.arange(len(found.rows))}
+        trainer.step_batches = [batch]
+        with counting() as whole:
+            step(trainer, batch)
+        bound = whole.most_held // 2
+        monkeypatch.setattr("roles.trainers.passing.MAX_BYTES", bound)
+        with counting() as tiled:
+            step(trainer, batch)
+        assert 0 < tiled.most_held <= bound
+        trainer.model.to("meta")
+        assert trainer._max_bytes >= 2 * 512 * 152_000 * 2
 
 
 class Doubled(transformers.LlamaForCausalLM):
@@ -468,18 +558,18 @@ def test_the_reference_scores_each_answer_once(setting: Setting, tmp_path: Path)
         assert rejected == pytest.approx(plain.sum().item(), abs=1e-4)
 
 
-RELIED_ON = {
-    "trainer.utils.add_fused_lm_head": (
-        "422d009f04b66659982f9545a90d560bdcc27fde3268de203d0c5c6d1449d211"
-    ),
-    "trainer.utils.FusedCausalLMOutput": (
-        "5ccdd6e41dcb9f2c1037b461b852cd0c0bc275a0f78a87f350783787c1f2889a"
-    ),
+READ = {
     "kernels.chunked_logprob.ChunkedLogProbFunction.forward": (
         "1d8220b44273cdf36b4c6b0fb8b619b8a1dd0804c5fb3ada50b9a95ef4ef3c5e"
     ),
     "kernels.chunked_logprob._forward_tile": (
         "adf891da0123196110c50da4d4c15099a1f4a04e9949fcc56778bdfa4df0f84d"
+    ),
+    "trainer.base_trainer._BaseTrainer._send_telemetry": (
+        "3e012069065d03d10b6cfa3d94ff72ce6985bc15e758c0b915fda2f6cbfa87ba"
+    ),
+    "trainer.base_trainer._BaseTrainer.create_model_card": (
+        "4f8a407fd9fd3f6e9d3b2300a2029bee1c742631f1ec2c62b34a6cc31841f106"
     ),
     "trainer.dpo_trainer.DPOTrainer.__init__": (
         "632f447c71dcb04361800303be2192d8e48b2b3ccffd415fbf639c03a5dfd84f"
@@ -487,11 +577,20 @@ RELIED_ON = {
     "trainer.dpo_trainer.DPOTrainer._compute_loss": (
         "5e58a1699e0d76cd093095fa24cfe6ca5cb950fa73ad769d4e4c483d6ff722d2"
     ),
+    "trainer.dpo_trainer.DPOTrainer._precompute_ref_logps": (
+        "f2c098c7da6ca701978f476021fbb9482837dee4b83cc04b98ca2a214e856e4d"
+    ),
+    "trainer.dpo_trainer.DPOTrainer._prepare_dataset": (
+        "35e349e8e8266df4a098b8c0b9949729e06d794f67dc24b666863f9f26e1bb55"
+    ),
     "trainer.dpo_trainer.DPOTrainer.compute_ref_log_probs": (
         "90611af9cbadb8ecfe0152f237177bea34072e989937cd6341632cb787dafe0a"
     ),
     "trainer.dpo_trainer.DPOTrainer.log": (
         "e80e122cfe5fd8ad2b36edb3fe106ed2c754fa24bb4c1f5e00a755aa72fe8481"
+    ),
+    "trainer.dpo_trainer.DPOTrainer.training_step": (
+        "bba41f264647016a01309e78b769eb862a749277c658d45fac3b755096ca3e54"
     ),
     "trainer.kto_trainer.KTOTrainer.__init__": (
         "df42c2c259c9abf6d7381f211bb71c1095aa5e38e04f9a69d037241ddb798092"
@@ -502,28 +601,68 @@ RELIED_ON = {
     "trainer.kto_trainer.KTOTrainer._compute_loss": (
         "70e5262bf7b4fc7788f380c1dde2c8fcf33b1d90d01ec408ee9a57ee13b0a5e1"
     ),
+    "trainer.kto_trainer.KTOTrainer._get_train_sampler": (
+        "06d3dd1dbbf3779722f7be567f966d77fa778d799ec3f23128c197a9b291c77c"
+    ),
+    "trainer.kto_trainer.KTOTrainer._precompute_ref_logps": (
+        "bb13017be7eeb8f2ef9bbfd093cc6e724eb6f9142e646e786b915ce4d1550667"
+    ),
+    "trainer.kto_trainer.KTOTrainer._prepare_dataset": (
+        "d22cf45470e637d6e401da7de5d9300ae7c4e4ac00ae1993ca3291bfd7092540"
+    ),
     "trainer.kto_trainer.KTOTrainer.compute_ref_log_probs": (
         "83c8d1cfdc4fab9daea60cb513f6c9349ec3962192687dea5bc4b49b5283f9fc"
+    ),
+    "trainer.kto_trainer.KTOTrainer.training_step": (
+        "bba41f264647016a01309e78b769eb862a749277c658d45fac3b755096ca3e54"
     ),
     "trainer.sft_trainer.SFTTrainer.__init__": (
         "90b61e42b6900b05ae668cb2aeaee6c8ef35e62f78eacebb4ec2a7886bf33255"
     ),
+    "trainer.sft_trainer.SFTTrainer._prepare_dataset": (
+        "04b668d28493f693e87d565997a6d2e829251dd656591f3d056561251a20d511"
+    ),
     "trainer.sft_trainer.SFTTrainer.compute_loss": (
         "ca448211ff653fe621b45498c79bf4f94b26286146442c361f0a8c3592b3b4c1"
     ),
+    "trainer.sft_trainer.SFTTrainer.training_step": (
+        "bba41f264647016a01309e78b769eb862a749277c658d45fac3b755096ca3e54"
+    ),
+    "trainer.utils.FusedCausalLMOutput": (
+        "5ccdd6e41dcb9f2c1037b461b852cd0c0bc275a0f78a87f350783787c1f2889a"
+    ),
+    "trainer.utils.add_fused_lm_head": (
+        "422d009f04b66659982f9545a90d560bdcc27fde3268de203d0c5c6d1449d211"
+    ),
 }
+"""Of all of TRL that is overridden or written again, the hash of what was read."""
 
 
-def test_what_is_written_again_of_trl_is_what_was_read() -> None:
-    """When this fails after an upgrade of TRL: read what changed in the method that it names. Of
+def test_what_is_overridden_or_written_again_of_trl_is_what_was_read() -> None:
+    """When this fails after an upgrade of TRL: read what changed in what it names. Of
     `_compute_loss` the metrics and the losses that kernels.preference_loss has are written again
     in pairs.py, of the others how log-probabilities, statistics and reference scores are made in
     passing.py and reference.py, of add_fused_lm_head what is read of a configuration in
     kernels/causal.py. Then write the new hashes."""
     found = {}
-    for named in RELIED_ON:
+    for named in READ:
         thing: Any = trl
         for part in named.split("."):
             thing = getattr(thing, part)
         found[named] = hashlib.sha256(inspect.getsource(thing).encode()).hexdigest()
-    assert found == RELIED_ON
+    assert found == READ
+
+
+def test_every_method_of_trl_that_is_overridden_was_read() -> None:
+    overridden = set()
+    for ours in (PairTrainer, DemonstrationTrainer, LabelledTrainer):
+        own = [kind for kind in ours.__mro__ if kind.__module__.startswith("roles.")]
+        theirs = [kind for kind in ours.__mro__ if kind.__module__.startswith("trl.")]
+        for name in {name for kind in own for name in vars(kind)}:
+            overridden |= {
+                f"{kind.__module__}.{kind.__name__}.{name}".removeprefix("trl.")
+                for kind in theirs
+                if callable(vars(kind).get(name)) and (not name.startswith("__"))
+            }
+    assert overridden
+    assert overridden <= set(READ)

@@ -20,6 +20,7 @@ from kernels.grouped_hidden import grouped_hidden
 from kernels.head import MAX_BYTES
 from kernels.linear_logprob import linear_logprob
 from kernels.matmul import fast_float32
+from kernels.passes import like_positions
 
 Ids = tuple[int, ...]
 Pair = tuple[Ids, Ids]
@@ -113,6 +114,19 @@ def batches(
             yield batch
 
 
+def own_batches(
+    model: Any, rows: Sequence[Ids], budget: int, max_bytes: int, most: int | None = None
+) -> Iterator[list[int]]:
+    """Places of the rows that pass together through the model's own forward: of like length, and
+    at the positions that each has alone. Without a head to read all their logits come along, at
+    most float32 and within max_bytes, unless a row alone has more."""
+    if read_head(model) is None:
+        row_bytes = 4 * model.config.get_text_config().vocab_size
+        budget = max(1, min(budget, max_bytes // row_bytes))
+    lengths = [len(row) for row in rows]
+    return like_positions(model.config, rows, buckets(lengths, budget, most=most))
+
+
 def _by_its_head(
     model: Any, head: Head, batch: dict[Ids, list[Ids]], tokens: int, rows: int, max_bytes: int
 ) -> dict[Pair, list[float]]:
@@ -131,22 +145,20 @@ def _by_its_own_logits(
 ) -> dict[Pair, list[float]]:
     """For a model whose head cannot be multiplied apart from it, as one that is quantised."""
     pairs = [(prompt, completion) for prompt, its in batch.items() for completion in its]
-    lengths = [len(prompt) + len(completion) for prompt, completion in pairs]
-    vocabulary = model.config.get_text_config().vocab_size
-    budget = max(1, min(tokens, max_bytes // (4 * vocabulary)))
+    whole = [(*prompt, *completion) for prompt, completion in pairs]
     found = {}
-    for bucket in buckets(lengths, budget, most=rows):
-        width = max(lengths[place] for place in bucket)
-        ids_BT = torch.zeros(len(bucket), width, dtype=torch.int64)
+    for bucket in own_batches(model, whole, tokens, max_bytes, rows):
+        ids_BT = torch.zeros(len(bucket), max(len(whole[n]) for n in bucket), dtype=torch.int64)
         mask_BT = torch.zeros_like(ids_BT)
         for row, place in enumerate(bucket):
-            ids_BT[row, : lengths[place]] = torch.tensor([*pairs[place][0], *pairs[place][1]])
-            mask_BT[row, : lengths[place]] = 1
+            ids_BT[row, : len(whole[place])] = torch.tensor(whole[place])
+            mask_BT[row, : len(whole[place])] = 1
         ids_BT, mask_BT = ids_BT.to(model.device), mask_BT.to(model.device)
         logits_BTV = model(input_ids=ids_BT, attention_mask=mask_BT).logits
         for row, place in enumerate(bucket):
             first = len(pairs[place][0])
-            logits_TV = logits_BTV[row, first - 1 : lengths[place] - 1].float()
-            chosen_T1 = logits_TV.gather(1, ids_BT[row, first : lengths[place], None])
+            last = len(whole[place])
+            logits_TV = logits_BTV[row, first - 1 : last - 1].float()
+            chosen_T1 = logits_TV.gather(1, ids_BT[row, first:last, None])
             found[pairs[place]] = (chosen_T1[:, 0] - logits_TV.logsumexp(-1)).tolist()
     return found

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,16 +18,42 @@ from typing import Any
 import torch
 from transformers import Trainer, TrainerCallback
 from transformers.utils import logging as transformers_logging
+from transformers.utils import strtobool
 
 from kernels.matmul import fast_float32
 from roles.policy import adapters
 from roles.trainers import saves
 from roles.trainers.batches import Shuffled
+from store.errors import UserError
 from store.records import Call
 
 
 class Diverged(Exception):
     """A number stopped being finite; the message says which and where."""
+
+
+def in_one_process(config: Callable[..., Any], **given: Any) -> Any:
+    """A TRL config whose training is this process's alone.
+
+    The trainers' passes go through the model itself, not through what would add up its gradients
+    over several processes. Raises UserError where there are several, or parts of a model.
+    """
+    for way in ("FSDP", "DEEPSPEED"):
+        if strtobool(os.environ.get(name := f"ACCELERATE_USE_{way}", "false")):
+            raise UserError(
+                f"{name} is set in the environment, and a trainer trains the whole model in one "
+                "process; start it without"
+            )
+    arguments = config(**given)
+    if arguments.world_size > 1:
+        raise UserError(
+            f"{arguments.world_size} processes were started to train together, and a trainer "
+            "trains the whole model in one; start it without torchrun or accelerate"
+        )
+    if arguments.n_gpu > 1:
+        # Several visible GPUs make Trainer wrap the model in DataParallel, which TRL refuses.
+        arguments._n_gpu = 1
+    return arguments
 
 
 class Guarded(Trainer):  # type: ignore[misc]

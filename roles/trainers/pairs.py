@@ -131,6 +131,7 @@ class PairTrainer(Held, DPOTrainer):  # type: ignore[misc]
                 bias=head.bias,
                 softcap=head.softcap,
                 temperature=head.temperature,
+                max_bytes=self._max_bytes,
                 stats=self.stats,
                 # Trainer averages over the step's micro-batches, of which the last may be smaller.
                 pairs=len(self._of_step()) / len(self.step_batches),

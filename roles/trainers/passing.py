@@ -19,6 +19,7 @@ from trl.trainer.utils import FusedCausalLMOutput
 
 from kernels.causal import Head, lasting_positions, read_head
 from kernels.grouped_hidden import Grouped, grouped_hidden
+from kernels.head import MAX_BYTES
 from kernels.linear_logprob import TokenStats, linear_logprob_stats, of_logits
 from kernels.passes import take
 from roles.trainers.guards import Guarded
@@ -31,6 +32,12 @@ _TRL_NAMES = {
     "is_top1": "is_top1",
     "log_sum_sq": "log_sum_sq_probs",
 }
+
+_MAX_BYTES_ELSEWHERE = 1 << 30
+"""A step goes over the head three times where a micro-batch's logits fit, and four where they do
+not: 128 MiB are 440 rows of bfloat16 with a vocabulary of 152 000, fewer than an ordinary pair. A
+GPU that trains such a model has room for more, and a CPU, whose memory the machine shares, keeps to
+the ops' own bound."""
 
 
 class Passing(Guarded):
@@ -46,7 +53,14 @@ class Passing(Guarded):
     @property
     def _head(self) -> Head | None:
         """The model's head where the ops multiply it; None: the model's own forward is used."""
+        # Scores of a routed model come from there too. In bfloat16 a token near a tie goes to other
+        # experts when its prompt passes apart, which is no rounding any more.
         return None if self.aux_loss_enabled else read_head(self.model)
+
+    @property
+    def _max_bytes(self) -> int:
+        """Of logits that are held at once."""
+        return MAX_BYTES if self.model.device.type == "cpu" else _MAX_BYTES_ELSEWHERE
 
     def _arithmetic(self) -> AbstractContextManager[Any]:
         found: AbstractContextManager[Any] = self.accelerator.autocast()
@@ -78,6 +92,7 @@ class Passing(Guarded):
                 bias=head.bias,
                 softcap=head.softcap,
                 temperature=head.temperature,
+                max_bytes=self._max_bytes,
                 stats=stats,
             )
         return found, None
@@ -88,7 +103,7 @@ class Passing(Guarded):
         trained = padded.pop("completion_mask")[:, 1:].bool()
         asked = {"use_cache": False}
         if self.aux_loss_enabled:
-            asked["output_router_logits"] = True
+            asked["output_router_logits"] = torch.is_grad_enabled()
         if read_head(self.model) is None:
             outputs = self.model(**padded, **asked)
             target = padded["input_ids"][:, 1:][trained]

@@ -19,11 +19,9 @@ import torch
 from torch import Tensor
 from trl.trainer.utils import FusedCausalLMOutput
 
-from kernels.buckets import buckets
-from kernels.head import MAX_BYTES
 from kernels.matmul import fast_float32
 from roles.policy import adapters, devices
-from roles.policy.scoring import Ids, at_once, batches
+from roles.policy.scoring import Ids, at_once, batches, own_batches
 from roles.trainers import saves
 from roles.trainers.passing import Passing
 from roles.trainers.rows import Tokens
@@ -126,6 +124,10 @@ class Held(Passing):
     def _score(self, sides: Set[Tokens]) -> Mapping[Tokens, Tensor]:
         """Each once."""
         self.model.eval()
+        if self.args.gradient_checkpointing:
+            # Trainer turns it on when it begins to train, and prompts are not shared under it: the
+            # policy would pass in another way than its reference.
+            self.model.gradient_checkpointing_enable()
         order = sorted(sides, key=lambda side: (side.prompt, side.answer, side.trained))
         budget = at_once(self.model)
         found: dict[Tokens, Tensor] = {}
@@ -136,11 +138,10 @@ class Held(Passing):
 
     def _batches(self, sides: Sequence[Tokens], budget: int) -> Iterator[list[Tokens]]:
         """All answers to a prompt beside each other and prompts of like length; where the model's
-        own logits are used, rows of like length, with a bound on the bytes of them."""
+        own forward is used, rows of like length."""
         if self._head is None:
-            vocabulary = self.model.config.get_text_config().vocab_size
-            budget = max(1, min(budget, MAX_BYTES // (4 * vocabulary)))
-            for bucket in buckets([side.length for side in sides], budget):
+            rows = [side.ids for side in sides]
+            for bucket in own_batches(self.model, rows, budget, self._max_bytes):
                 yield [sides[place] for place in bucket]
             return
         asked: dict[Ids, dict[Ids, list[Tokens]]] = {}

@@ -22,7 +22,7 @@ from transformers import AutoTokenizer, PrinterCallback
 from roles.policy import adapters, devices
 from roles.policy.folders import save, stored_dtype
 from roles.trainers import saves
-from roles.trainers.guards import Diverged, Watch, quiet
+from roles.trainers.guards import Diverged, Watch, in_one_process, quiet
 from roles.trainers.options import OPERATIONAL, Options
 from roles.trainers.rows import Row, encode
 from store.errors import UserError
@@ -62,7 +62,8 @@ class Session:
         """A TRL config for this training."""
         options = self.options
         schedule = options.schedule
-        arguments = config(
+        return in_one_process(
+            config,
             output_dir=str(self.saves),
             learning_rate=options.rate(self.call.round),
             per_device_train_batch_size=options.rows_at_once,
@@ -92,10 +93,6 @@ class Session:
             disable_tqdm=True,
             **extra,
         )
-        if arguments.n_gpu > 1:
-            # Several visible GPUs make Trainer wrap the model in DataParallel, which TRL refuses.
-            arguments._n_gpu = 1
-        return arguments
 
     @property
     def adapts(self) -> bool:
