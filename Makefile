@@ -37,8 +37,8 @@ attacks: $(VENV)/installed-test
 server: $(VENV)/installed-test
 	$(BIN)/python tests/benchmarks/judge_server.py
 
-# What it costs in time and memory beside TRL, Liger and `generate`, a whole round included: an hour
-# and twenty minutes on a machine with nothing else to do. PARTS="head round" measures these alone;
+# What it costs in time and memory beside TRL, Liger and `generate`, a whole round included: about an
+# hour on two cores with nothing else to do. PARTS="head round" measures these alone;
 # the README's table is printed last, of all parts that were ever measured.
 PARTS ?=
 costs: $(VENV)/installed-bench

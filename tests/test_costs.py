@@ -119,6 +119,7 @@ def test_parts_of_different_machines_are_each_given_their_own() -> None:
     one = quoted.markdown({"head": kept.Kept("here", [quiet]), "step": kept.Kept("here", [quiet])})
     assert one.startswith("On here; 1 thread.\n")
     two = quoted.markdown({"head": kept.Kept("here", [quiet]), "step": kept.Kept("there", [loud])})
+    assert "\n\nAn excerpt: all tables lie under `runs/costs`." in one
     assert two.startswith(
         "On here; 1 thread: head.\nOn there; 2 threads: step.\n"
         "NOISY, other work ran beside: step.\n"
@@ -134,7 +135,28 @@ def test_time_of_a_processor_is_told_where_it_was_measured() -> None:
         row.hold(rows[0], {})
     table = Table("a round", "ours", 1, (0.0, 0.0), rows, {"theirs": "ours"})
     found = lines(quoted.markdown({"round": kept.Kept("here", [table])}))
-    assert found["a round", "theirs"] == ["3.00× (2.00× by CPU)", "2.00 to 3.00", "1.50×"]
+    assert found["a round", "theirs"] == [
+        "3.00× (2.00× by CPU)",
+        "2.00 to 3.00 (1.33 to 2.00 by CPU)",
+        "1.50×",
+    ]
+
+
+def test_passes_of_a_seed_each_are_compared_by_their_sums() -> None:
+    """Not by their shortest, which are of two seeds here: 2 s of the first beside 5 s."""
+    rows = [
+        Row("ours", [2.0, 5.0, 4.0], [2.0, 5.0, 3.0], 100.0, by_seed=True, figures={}),
+        Row("theirs", [8.0, 5.0, 9.0], [4.0, 5.0, 6.0], 150.0, by_seed=True, figures={}),
+    ]
+    for row in rows:
+        row.hold(rows[0], {})
+    ratio = rows[1].ratio
+    assert ratio is not None
+    assert ratio.time == 2.0  # (8 + 5 + 9) / (2 + 5 + 4), where the shortest say 2.5
+    assert ratio.of_medians == 2.25  # of 4, 1 and 2.25
+    assert (ratio.range, ratio.cpu, ratio.cpu_range) == ((1.0, 4.0), 1.5, (1.0, 2.0))
+    table = Table("a round", "ours", 1, (0.0, 0.0), rows, {"theirs": "ours"})
+    assert "| theirs | 7333.33 ms | 2.00× | 2.25; 1.00 to 4.00 |" in table.markdown()
 
 
 if __name__ == "__main__":

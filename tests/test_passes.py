@@ -108,6 +108,8 @@ def test_memory_is_that_of_the_passes_and_not_of_the_set_up() -> None:
     )
     assert of["much"].memory_by == "VmHWM"
     assert 45 < of["little"].memory_mib < 75
+    assert of["little"].held_mib > of["much"].held_mib + 290
+    assert f"| {of['little'].held_mib:.0f} | {of['little'].memory_mib:.0f} |" in of.markdown()
     assert 195 < of["much"].memory_mib < 225
     ratio = of["much"].ratio
     assert ratio is not None

@@ -99,6 +99,29 @@ def test_answers_are_as_many_as_seeds_and_drawn_from_them(model: Checkpoint) -> 
     assert found != sample([[20, 21, 22], *some[1:]])
 
 
+def test_a_tuned_engine_pads_less_and_gives_each_prompt_its_own_answer(model: Checkpoint) -> None:
+    prompts = asked()
+    found, padded = [], []
+    for tuned in (False, True):
+        policy = engine(rows=2, tuned=tuned).open(model)
+        generate, widths = policy._model.generate, []
+
+        def watched(*, generate: Any = generate, widths: list[int] = widths, **of: Any) -> Any:
+            widths.append(of["input_ids"].shape[1])
+            return generate(**of)
+
+        policy._model.generate = watched
+        groups = policy.sample(
+            prompts,
+            sampling=Sampling(temperature=0.0, max_tokens=6),
+            seeds=[[0]] * len(prompts),
+        )
+        found.append([[each.token_ids for each in group] for group in groups])
+        padded.append(sum(widths))
+    assert found[0] == found[1]
+    assert padded[1] < padded[0]
+
+
 def test_a_prompt_that_fills_the_context_gets_no_answer(model: Checkpoint) -> None:
     policy = engine().open(model)
     prompts = [small_model.question("long " * 600), *asked()[:1]]

@@ -62,6 +62,8 @@ def _measured(asked: argparse.Namespace) -> bool:
             command.append(str(asked.runs / "round"))
         elif asked.passes:
             command += ["--passes", str(asked.passes)]
+        if name == "generate":  # samples from the warm-up that `round` begins with
+            command += ["--runs", str(asked.runs / "round")]
         print(f"{name} ...", file=sys.stderr, flush=True)
         ran = subprocess.run(command, stdout=subprocess.PIPE, text=True)
         agreed &= ran.returncode == 0

@@ -1,25 +1,31 @@
 """Sampling with the engine's own decode loop, beside `generate` of transformers as it comes.
 
-    python tests/benchmarks/generate.py [--passes 5] [--threads 1] [--json FILE]
+    python tests/benchmarks/generate.py [--passes 5] [--threads 1] [--json FILE] [--runs FOLDER]
 
 The model is a Llama of 8 layers, 512 wide, with grouped heads and a vocabulary of 32k, random
 weights, float32. The prompts are the same token ids and every completion has its full length, so
 both sides make the same number of tokens. What is timed draws at temperature 1; what must agree
-first are the greedy tokens. Ours records log-probabilities beside, `generate` does not. The last
-table is one call of the engine on the embedded model, with texts in and texts out.
+first are the greedy tokens. Ours records log-probabilities beside, `generate` does not. It
+multiplies float32 as fast as ours does, but in "as it comes".
+
+The last table is a call of the engine as the default's rounds make it, texts in and texts out:
+their task and the model that their warm-up leaves (made under --runs, where round.py finds it too),
+whose answers end by themselves. "In order": prompts are padded as they come; "by length": sorted;
+both multiply by torch's default, as the round of round.py does.
 """
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import models
 import passes
+import rounds
 
 NEW = 64
+CANDIDATES = (4, 16)
 VOCABULARY = 32_000
 
 
@@ -102,75 +108,103 @@ def generate(
     return passes.Pass(lambda: drawn(True), lambda: {"tokens": drawn(False)})
 
 
-def embedded(engine: str, prompts: int = 128, candidates: int = 8) -> passes.Pass:
-    """One call of the generator of `loop start`: questions in, texts and tokens out."""
+def generate_fast(**of: Any) -> passes.Pass:
+    return models.fast(generate(**of))
+
+
+def embedded(start: str, engine: str) -> passes.Pass:
+    """A call of the default's generator on the checkpoint `start`.
+
+    Raises ValueError where answers do not end, which would be other work than a round's.
+    """
     import reasoning_gym
 
-    from roles.policy.embedded import build
     from roles.policy.transformers import TransformersEngine
     from store.records import Message, Prompt, Sampling
 
-    folder = Path(tempfile.mkdtemp())
-    build(folder, seed=0)
     opened: Any = TransformersEngine(device="cpu")
-    if engine == "generate":
+    if engine != "ours":
         import peer_engine
 
-        opened = peer_engine.Generate()
-    policy = opened.open(models.checkpoint(folder))
-    questions = [
-        entry["question"]
-        for task in ("chain_sum", "letter_counting")
-        for entry in reasoning_gym.create_dataset(task, size=prompts // 2, seed=1)
-    ]
-    asked = [Prompt(messages=(Message(role="user", content=text),)) for text in questions]
-    seeds = [[10 * place + n for n in range(candidates)] for place in range(len(asked))]
+        opened = peer_engine.Generate(tuned=engine == "by length")
+    policy = opened.open(models.checkpoint(Path(start)))
+    default = rounds.DEFAULT
+    [task] = default["proposer"]["tasks"]
+    of_task = {key: value for key, value in task.items() if key != "name"}
+    made = reasoning_gym.create_dataset(
+        task["name"], size=default["batch_prompts"], seed=1, **of_task
+    )
+    asked = [Prompt(messages=(Message(role="user", content=each["question"]),)) for each in made]
+    count, longest = default["generator"]["n"], default["generator"]["max_tokens"]
+    seeds = [[count * place + n for n in range(count)] for place in range(len(asked))]
 
-    def tokens(temperature: float) -> list[int]:
-        sampling = Sampling(temperature=temperature, max_tokens=8)
+    def answers(temperature: float) -> list[Any]:
+        sampling = Sampling(temperature=temperature, max_tokens=longest)
         groups = policy.sample(asked, sampling=sampling, seeds=seeds)
-        return [token for group in groups for each in group for token in each.token_ids]
+        return [each for group in groups for each in group]
 
-    return passes.Pass(lambda: tokens(1.0), lambda: {"tokens": tokens(0.0)})
+    def agreement() -> passes.Figures:
+        greedy = answers(0.0)
+        ended = sum(each.finish_reason == "stop" for each in greedy)
+        if ended < 0.9 * len(greedy):
+            raise ValueError(f"{ended} of {len(greedy)} answers ended, of a model that was trained")
+        return {"tokens": [token for each in greedy for token in each.token_ids]}
+
+    return passes.Pass(lambda: answers(1.0), agreement)
 
 
-def tables(settings: passes.Settings) -> Iterator[passes.Table]:
+def tables(settings: passes.Settings, start: Path) -> Iterator[passes.Table]:
     asked: dict[str, dict[str, Any]] = {
-        f"sampling {n} candidates of a prompt of 512 tokens, {NEW} new": {
-            "lengths": [512],
-            "candidates": n,
-        }
-        for n in (4, 16, 64)
+        f"{n} candidates of a prompt of 512 tokens, {NEW} new": {"lengths": [512], "candidates": n}
+        for n in CANDIDATES
     }
-    asked["sampling for a judge: 16 prompts, 384 tokens of rubric in 416 to 446, 16 new"] = {
+    asked["a judge's verdicts: 16 prompts of 416 to 446 tokens, 384 of them a rubric, 16 new"] = {
         "lengths": [416 + 2 * n for n in range(16)],
         "candidates": 1,
         "common": 384,
         "new": 16,
     }
-    ragged = "sampling 4 candidates of each of 4 prompts of 150 to 300 tokens, 32 new"
-    asked[ragged] = {"lengths": [150, 200, 250, 300], "candidates": 4, "new": 32}
+    asked["4 candidates of each of 4 prompts of 150 to 300 tokens, 32 new"] = {
+        "lengths": [150, 200, 250, 300],
+        "candidates": 4,
+        "new": 32,
+    }
     for title, of in asked.items():
+        variants: dict[str, passes.Setup] = {"ours": (ours, of), "generate": (generate_fast, of)}
+        if of["candidates"] <= min(CANDIDATES):  # elsewhere it would take minutes
+            variants["generate as it comes"] = (generate, of)
         yield passes.compare(
-            title,
-            {"ours": (ours, of), "generate": (generate, of)},
+            f"sampling {title}: 8 layers, hidden 512, vocabulary {VOCABULARY:,}, float32",
+            variants,
             baseline="ours",
             agree={"tokens": 0},
             settings=settings,
-            quoted=None if title == ragged else {"generate": "ours"},
+            quoted={"generate": "ours"},
         )
+    of_default = rounds.DEFAULT["generator"]
     yield passes.compare(
-        "sampling of the embedded model, 8 candidates of 128 prompts, texts in and out",
+        f"sampling by `loop start`, {of_default['n']} candidates of each of "
+        f"{rounds.DEFAULT['batch_prompts']} prompts, answers that end within "
+        f"{of_default['max_tokens']} tokens: {rounds.SHAPE}, float32",
         {
-            "ours": (embedded, {"engine": "ours"}),
-            "generate": (embedded, {"engine": "generate"}),
+            "ours": (embedded, {"start": str(start), "engine": "ours"}),
+            "generate, in order": (embedded, {"start": str(start), "engine": "in order"}),
+            "generate, by length": (embedded, {"start": str(start), "engine": "by length"}),
         },
         baseline="ours",
         agree={"tokens": 0},
         settings=settings,
-        quoted={"generate": "ours"},
+        quoted={"generate, by length": "ours"},
     )
 
 
+def main() -> None:
+    parser = passes.parser()
+    parser.add_argument("--runs", type=Path, default=Path("runs/costs/round"))
+    asked = parser.parse_args()
+    settings = passes.Settings(asked.passes, asked.threads, asked.limit_s)
+    passes.show(tables(settings, rounds.warmed_up(asked.runs.resolve())), asked.json)
+
+
 if __name__ == "__main__":
-    passes.main(tables)
+    main()

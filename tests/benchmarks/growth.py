@@ -10,13 +10,12 @@ A step is that of step.py: body, head, DPO loss and every gradient under bfloat1
 pass of the reference. TRL is its DPOTrainer as it comes. Along `candidates` all are trained on, as
 half as many pairs. Sampling is that of generate.py (grouped heads, float32, temperature 1), beside
 `generate` as it comes. A point that several axes have is measured once. No turn begins once passes
-have taken 30 s together; a pass of more than --limit-s, 120, is stopped, and its row shown so.
+have taken 15 s together; a pass of more than --limit-s, 60, is stopped, and its row shown so.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ import passes
 import step
 import step_batch
 import torch
-from table import Row, Table, on, times
+from table import Row, Table, mib, on, times
 
 CENTRE = {
     "prompts": 2,
@@ -39,16 +38,16 @@ CENTRE = {
     "layers": 4,
 }
 AXES: dict[str, list[dict[str, int]]] = {
-    "candidates": [{"candidates": n} for n in (2, 4, 8, 16, 32)],
-    "prompt": [{"prompt": n} for n in (64, 128, 256, 512, 1024, 2048)],
-    "completion": [{"completion": n} for n in (64, 128, 256, 512, 1024)],
-    "vocabulary": [{"vocabulary": n} for n in (1_000, 4_000, 8_000, 32_000, 128_000)],
+    "candidates": [{"candidates": n} for n in (2, 8, 32)],
+    "prompt": [{"prompt": n} for n in (64, 256, 1024)],
+    "completion": [{"completion": n} for n in (64, 128, 512)],
+    "vocabulary": [{"vocabulary": n} for n in (1_000, 8_000, 32_000, 128_000)],
     "parameters": [
         {"hidden": hidden, "layers": layers}
-        for hidden, layers in ((64, 1), (128, 4), (256, 4), (512, 6), (768, 13))
+        for hidden, layers in ((64, 1), (256, 4), (512, 6), (768, 13))
     ],
 }
-ENOUGH_S = 30.0
+ENOUGH_S = 15.0
 HEADS = {
     "candidates": "candidates of a prompt",
     "prompt": "tokens of a prompt",
@@ -83,8 +82,8 @@ class Growth:
             f"**{self.title}** ({on(self.points[0][1].threads)}, load up to {most:.1f}{noise})",
             "",
             f"| {HEADS[self.axis]} | ours | {self.other} | time / ours | pairs | passes | ours MiB "
-            f"| {self.other} MiB | memory / ours | |",
-            "|--:|--:|--:|--:|--:|--:|--:|--:|--:|---|",
+            f"| {self.other} MiB | memory / ours | held before | |",
+            "|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|---|",
         ]
         return "\n".join([*lines, *(self._line(*point) for point in self.points)])
 
@@ -95,7 +94,8 @@ class Growth:
             pairs = f"{found.range[0]:.2f} to {found.range[1]:.2f}"
         cells = [place, self._took(ours), self._took(theirs), times(found and found.time), pairs]
         cells.append(str(max(len(ours.seconds), len(theirs.seconds))))
-        cells += [_held(ours), _held(theirs), times(found and found.memory)]
+        cells += [mib(ours.memory_mib), mib(theirs.memory_mib), times(found and found.memory)]
+        cells.append(f"{mib(ours.held_mib)}; {mib(theirs.held_mib)}")
         notes = [row.note for row in table.rows if row.note and not _stopped(row)]
         return f"| {' | '.join(cells)} | {'; '.join(notes)} |"
 
@@ -103,10 +103,6 @@ class Growth:
         if _stopped(row):
             return f"> {self.limit_s:g} s, stopped"
         return f"{min(row.seconds):.3g} s" if row.seconds else "-"
-
-
-def _held(row: Row) -> str:
-    return "-" if math.isnan(row.memory_mib) else f"{row.memory_mib:.0f}"
 
 
 def _stopped(row: Row) -> bool:
@@ -210,7 +206,7 @@ def growths(axes: Sequence[str], settings: passes.Settings) -> Iterator[Growth]:
 
 
 def main() -> None:
-    parser = passes.parser(passes=3, limit_s=120.0)
+    parser = passes.parser(passes=3, limit_s=60.0)
     parser.add_argument("axes", nargs="*", metavar="AXIS", help=", ".join(AXES))
     asked = parser.parse_args()
     if unknown := set(asked.axes) - set(AXES):
@@ -227,7 +223,8 @@ def _centre() -> str:
         f"prompts of {CENTRE['prompt']} tokens; of each {CENTRE['candidates']} candidates of "
         f"{CENTRE['completion']} tokens are sampled (float32) and 2 trained on, as a pair "
         "(bfloat16 autocast); along candidates all are, as half as many pairs. MiB is the peak of "
-        "passes, beyond what the process held before."
+        "passes, beyond what the process held before, ours; theirs: models, torch itself, and with "
+        "TRL the second model that is its reference."
     )
 
 

@@ -1,4 +1,4 @@
-"""Models of random weights, and what a pass of one computed."""
+"""Models of random weights, what a pass of one computed, and how it multiplies."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from passes import Pass
 from table import Figures
 
 from store.records import Checkpoint
@@ -48,3 +49,18 @@ def figures(loss: float, trained: Iterable[Any]) -> Figures:
 
     grads = [each.grad.double().norm() for each in trained if each.grad is not None]
     return {"loss": loss, "grad_norm": torch.stack(grads).norm().item()}
+
+
+def fast(passed: Pass) -> Pass:
+    """With the float32 products of ours, for a peer that would have torch's default.
+
+    Without them a ratio in float32 would be in part one of two libraries. A user has the same by
+    `torch.set_float32_matmul_precision("medium")`.
+    """
+    from kernels.matmul import fast_float32
+
+    def run() -> None:
+        with fast_float32():
+            passed.run()
+
+    return Pass(run, passed.agreement)

@@ -25,9 +25,10 @@ A variant is a function that sets the work up and returns a `Pass`:
 
 Each variant lives in a process of its own (worker.py) with its own thread count; after a warm-up,
 pass by pass they take turns. Memory is the peak of the process during passes beyond what it held
-before the first. What may be said of them is table.py's to decide: where figures disagree there is
-no ratio, and the command ends with 1. `Pass(run)` without figures is a limit. A variant that cannot
-be had here raises `Unavailable`; one that passes `limit_s` is stopped and shown so.
+before the first, which is told beside it: a second model is there from its set-up on. What may be
+said of them is table.py's to decide: where figures disagree there is no ratio, and the command ends
+with 1. `Pass(run)` without figures is a limit. A variant that cannot be had here raises
+`Unavailable`; one that passes `limit_s` is stopped and shown so.
 """
 
 from __future__ import annotations
@@ -112,7 +113,8 @@ def compare(
                 del workers[name]
         _take_turns(workers, rows, settings)
         for name, worker in workers.items():
-            rows[name].memory_mib, rows[name].memory_by = worker.ask("memory")
+            row = rows[name]
+            row.memory_mib, row.held_mib, row.memory_by = worker.ask("memory")
             rows[name].figures = worker.ask("figures")
     for row in rows.values():
         row.hold(rows[baseline], agree)

@@ -22,20 +22,22 @@ class Generate:
     """Opens checkpoints that are sampled by `generate` and scored by whole logits, in float32.
 
     rows: completions of one call of `generate`, and rows of a scoring pass.
+    tuned: prompts are sorted by length first, such that less is padded.
     """
 
-    def __init__(self, rows: int = 256) -> None:
+    def __init__(self, rows: int = 256, tuned: bool = False) -> None:
         self.rows = rows
+        self.tuned = tuned
 
     def open(self, checkpoint: Checkpoint) -> GeneratePolicy:
-        return GeneratePolicy(checkpoint, self.rows)
+        return GeneratePolicy(checkpoint, self.rows, self.tuned)
 
 
 class GeneratePolicy:
     """One checkpoint."""
 
-    def __init__(self, checkpoint: Checkpoint, rows: int) -> None:
-        self._rows = rows
+    def __init__(self, checkpoint: Checkpoint, rows: int, tuned: bool) -> None:
+        self._rows, self._tuned = rows, tuned
         with quiet():
             self._tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, padding_side="left")
             self._model: Any = AutoModelForCausalLM.from_pretrained(
@@ -53,6 +55,8 @@ class GeneratePolicy:
             raise UserError(f"this peer ends at no stop strings, found {sampling.stop}")
         answers: list[list[Completion]] = [[] for _ in prompts]
         fitting = [n for n, prompt in enumerate(prompts) if self.room(prompt) > 0]
+        if self._tuned:
+            fitting.sort(key=lambda n: -self.room(prompts[n]))
         for count in sorted({len(seeds[n]) for n in fitting}):
             asked = [n for n in fitting if len(seeds[n]) == count]
             at_once = max(1, self._rows // count)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -21,6 +22,7 @@ from datasets import Dataset
 from transformers import AutoTokenizer
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
+from kernels.matmul import fast_float32
 from roles.policy.encoding import prompt_ids
 from roles.policy.folders import quiet, save
 from store.errors import UserError
@@ -34,7 +36,9 @@ class _Trained:
     TRL's defaults: bfloat16 over float32 weights, gradient checkpointing, and for the reference a
     second model that runs beside the first at every step.
 
-    tuned: no checkpointing, and the reference's log-probabilities are computed beforehand.
+    tuned: no checkpointing, the reference's log-probabilities are computed beforehand, and what is
+    float32 is multiplied as fast as ours does. It stays in bfloat16: of the embedded model, 320
+    pairs take 1.7 s so and 2.4 s in float32, on an EPYC that has bfloat16 products.
     bf16: False computes in float32, as ours does on a CPU.
     """
 
@@ -71,6 +75,9 @@ class _Trained:
             disable_tqdm=True,
             **extra,
         )
+
+    def _products(self) -> AbstractContextManager[None]:
+        return fast_float32() if self.tuned else nullcontext()
 
     def _run(self, trainer: Any, start: Checkpoint, into: Path) -> Training:
         trainer.train()
@@ -114,7 +121,7 @@ class Dpo(_Trained):
         names, weights = [self.loss], [1.0]
         if self.nll_weight:
             names, weights = [*names, "sft"], [*weights, self.nll_weight]
-        with quiet():
+        with quiet(), self._products():
             tokenizer = AutoTokenizer.from_pretrained(start.path)
             trainer = _OnIds(
                 model=str(start.path),
@@ -167,7 +174,7 @@ class Sft(_Trained):
         into: Path,
         call: Call,
     ) -> Training:
-        with quiet():
+        with quiet(), self._products():
             tokenizer = AutoTokenizer.from_pretrained(start.path)
             rows = []
             for each in examples:

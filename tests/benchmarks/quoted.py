@@ -12,8 +12,10 @@ from kept import Kept
 from table import Table, on, times
 
 LEGEND = (
-    "How many times what ours takes: the quotient of the shortest passes, the spread over passes "
-    "taken one after the other, and the memory that passes need (a round: the whole process)."
+    "An excerpt: all tables lie under `runs/costs`. How many times what ours takes: the quotient "
+    "of the shortest passes (a round: of the sums over seeds), the spread over passes taken one "
+    "after the other (over seeds), and the memory that passes need (the whole process). Peers' "
+    "float32 products are made by the same library as ours, or by torch's own where that is faster."
 )
 
 
@@ -58,6 +60,9 @@ def _rows(table: Table) -> Iterator[str]:
             ratio = row.over(ours)
             by_cpu = "" if ratio.cpu is None else f" ({times(ratio.cpu)} by CPU)"
             low, high = ratio.range
-            cells = [times(ratio.time) + by_cpu, f"{low:.2f} to {high:.2f}", times(ratio.memory)]
+            spread = f"{low:.2f} to {high:.2f}"
+            if ratio.cpu_range is not None:
+                spread += " ({:.2f} to {:.2f} by CPU)".format(*ratio.cpu_range)
+            cells = [times(ratio.time) + by_cpu, spread, times(ratio.memory)]
         what = table.title if own == table.baseline else f"{table.title}: {own}"
         yield f"| {what} | {variant} | {' | '.join(cells)} |"

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,16 @@ from typing import Any
 
 import losses
 
+from roles.policy import embedded
 from store.database import Store
 
+DEFAULT: dict[str, Any] = tomllib.loads(
+    (Path(__file__).resolve().parents[2] / "loop" / "default.toml").read_text()
+)
+SHAPE = (
+    f"the embedded model ({embedded.LAYERS} layers, hidden {embedded.HIDDEN}, vocabulary "
+    f"{embedded.VOCABULARY})"
+)
 STAGES = ("propose", "generate", "judge", "filter", "train", "evaluate", "gate")
 Sets = dict[str, Any]
 

@@ -1,7 +1,9 @@
 """What variants took, as a table: each beside the baseline, and a ratio for the same work alone.
 
 A ratio is how many times what another row takes: the quotient of the shortest passes, with the
-quotient of the medians and the range over passes taken one after the other. A row whose figures
+quotient of the medians and the range over passes taken one after the other. Where each pass was of
+a seed of its own, which is other work, it is the quotient of the sums, beside the median of the
+seeds' own ratios. A row whose figures
 differ from the baseline's by more than the relative tolerance (a list: in any entry, if the
 tolerance is 0) has none. A row without figures is a limit, not a peer.
 """
@@ -11,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 Figures = dict[str, Any]
@@ -27,6 +29,7 @@ class Ratio:
     range: tuple[float, float]
     memory: float | None = None
     cpu: float | None = None
+    cpu_range: tuple[float, float] | None = None
 
 
 @dataclass
@@ -44,16 +47,33 @@ class Row:
     ratio: Ratio | None = None
     """To the baseline, whose work it did."""
     disagrees: bool = False
+    by_seed: bool = False
+    """Its passes were of one seed each, in the order of all other rows."""
+    held_mib: float = math.nan
+    """By the process before the first pass: models, torch itself."""
 
     def over(self, other: Row) -> Ratio:
+        whole = sum if self.by_seed else min
         pairs = [a / b for a, b in zip(self.seconds, other.seconds, strict=True)]
+        medians = median(self.seconds) / median(other.seconds)
+        cpu, cpu_range = None, None
+        if other.cpu_seconds:
+            cpu = whole(self.cpu_seconds) / whole(other.cpu_seconds)
+            of_cpu = [a / b for a, b in zip(self.cpu_seconds, other.cpu_seconds, strict=True)]
+            cpu_range = (min(of_cpu), max(of_cpu))
         return Ratio(
-            time=min(self.seconds) / min(other.seconds),
-            of_medians=median(self.seconds) / median(other.seconds),
+            time=whole(self.seconds) / whole(other.seconds),
+            of_medians=median(pairs) if self.by_seed else medians,
             range=(min(pairs), max(pairs)),
             memory=self.memory_mib / other.memory_mib if other.memory_mib > 0 else None,
-            cpu=min(self.cpu_seconds) / min(other.cpu_seconds) if other.cpu_seconds else None,
+            cpu=cpu,
+            cpu_range=cpu_range,
         )
+
+    @property
+    def took(self) -> float:
+        """Seconds: the shortest pass, or the mean over seeds."""
+        return mean(self.seconds) if self.by_seed else min(self.seconds)
 
     def hold(self, baseline: Row, agree: Mapping[str, float]) -> None:
         """Fill in the ratio, if this did the same work as the baseline.
@@ -73,7 +93,7 @@ class Row:
             self.ratio = self.over(baseline)
 
     def line(self) -> str:
-        cells = [_took(min(self.seconds)) if self.seconds else "-"]
+        cells = [_took(self.took) if self.seconds else "-"]
         memory = "-"
         if self.ratio is None:
             cells += ["-", "-"]
@@ -82,7 +102,7 @@ class Row:
             cells.append(f"{self.ratio.time:.2f}×")
             cells.append(f"{self.ratio.of_medians:.2f}; {low:.2f} to {high:.2f}")
             memory = times(self.ratio.memory)
-        cells += ["-" if math.isnan(self.memory_mib) else f"{self.memory_mib:.1f}", memory]
+        cells += [mib(self.held_mib), mib(self.memory_mib), memory]
         by = "" if self.memory_by in ("", "VmHWM") else f"memory by {self.memory_by}"
         cells.append("; ".join(filter(None, [self.note, by])))
         return f"| {self.variant} | {' | '.join(cells)} |"
@@ -118,9 +138,9 @@ class Table:
             f"**{self.title}** ({on(self.threads)}, load {before:.1f} before, {after:.1f} after"
             f"{noise})",
             "",
-            f"| variant | time | time / {self.baseline} | medians; pairs | peak MiB | "
-            f"memory / {self.baseline} | |",
-            "|---|--:|--:|--:|--:|--:|---|",
+            f"| variant | time | time / {self.baseline} | medians; pairs | held MiB | "
+            f"passes MiB | memory / {self.baseline} | |",
+            "|---|--:|--:|--:|--:|--:|--:|---|",
         ]
         return "\n".join([*lines, *(row.line() for row in self.rows)])
 
@@ -145,6 +165,10 @@ def differences(own: Figures, wanted: Figures, agree: Mapping[str, float]) -> It
 
 def times(ratio: float | None) -> str:
     return "-" if ratio is None else f"{ratio:.2f}×"
+
+
+def mib(amount: float) -> str:
+    return "-" if math.isnan(amount) else f"{amount:.0f}"
 
 
 def on(threads: int) -> str:

@@ -70,13 +70,14 @@ class Worker:
             cuda.synchronize()
         return time.perf_counter() - began
 
-    def memory(self, _: None) -> tuple[float, str]:
+    def memory(self, _: None) -> tuple[float, float, str]:
+        """MiB that passes needed beyond what was held before them, that, and who says so."""
         cuda = _cuda()
         if cuda:
             peak = cuda.max_memory_allocated() / 2**20
         else:
             peak = _status("VmHWM") if self.by == "VmHWM" else _max_rss()
-        return peak - self.held, self.by
+        return peak - self.held, self.held, self.by
 
     def figures(self, _: None) -> Figures | None:
         return None if self.passed.agreement is None else self.passed.agreement()
