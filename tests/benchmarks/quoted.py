@@ -47,6 +47,7 @@ def _conditions(parts: Mapping[str, Kept]) -> Iterator[str]:
 
 
 def _rows(table: Table) -> Iterator[str]:
+    what = table.title
     for variant, own in table.quoted.items():
         row, ours = table[variant], table[own]
         without = [each for each in (row, ours, table[table.baseline]) if each.ratio is None]
@@ -64,5 +65,6 @@ def _rows(table: Table) -> Iterator[str]:
             if ratio.cpu_range is not None:
                 spread += " ({:.2f} to {:.2f} by CPU)".format(*ratio.cpu_range)
             cells = [times(ratio.time) + by_cpu, spread, times(ratio.memory)]
-        what = table.title if own == table.baseline else f"{table.title}: {own}"
-        yield f"| {what} | {variant} | {' | '.join(cells)} |"
+        against = variant if own == table.baseline else f"{variant}, held to {own}"
+        yield f"| {what} | {against} | {' | '.join(cells)} |"
+        what = ""  # said once, for all rows of the table
