@@ -17,7 +17,7 @@ from kernels.causal import backbone, bare
 from kernels.passes import Ids, rounded, shared, whole
 from kernels.sharing import shared_room
 
-_WORTH = 1.15
+WORTH = 1.15
 """What sharing has to save, in tokens: it takes a second pass, and copies keys."""
 
 
@@ -70,7 +70,7 @@ def grouped_hidden(
 def _pays(prompts: Sequence[Ids], flat: Sequence[Ids], owner: Sequence[int]) -> bool:
     own = sum(len(ids) - 1 for ids in flat)
     whole = own + sum(len(prompts[place]) for place in owner)
-    return whole >= _WORTH * (own + sum(map(len, prompts)))
+    return whole >= WORTH * (own + sum(map(len, prompts)))
 
 
 def _check(prompt_ids: Sequence[Ids], completions: Sequence[Sequence[Ids]]) -> None:

@@ -18,7 +18,7 @@ import passes
 import torch
 from transformers import LlamaModel
 
-from kernels.grouped_hidden import grouped_hidden
+from kernels.grouped_hidden import WORTH, grouped_hidden
 from kernels.matmul import fast_float32
 
 ROW, PROMPTS, ANSWERS = 256, 4, 2
@@ -86,10 +86,11 @@ def tables(settings: passes.Settings) -> Iterator[passes.Table]:
     for dtype, tolerance in (("bfloat16", 0.05), ("float32", 1e-3)):
         for share in SHARES:
             of = {"share": share, "dtype": dtype}
+            ratio = token_ratio(share)
             yield passes.compare(
                 f"a prompt shared by two answers, {dtype}: 4 layers, hidden 512, no head; prompts "
                 f"of {round(share * ROW)} tokens, answers of {ROW - round(share * ROW)}; "
-                f"{token_ratio(share):.2f}× by tokens",
+                f"{ratio:.2f}× by tokens{', too little to share it' if ratio < WORTH else ''}",
                 {"shared": (shared, of), "two rows": (rows, of)},
                 baseline="shared",
                 agree={"loss": tolerance, "grad_norm": tolerance},

@@ -3,9 +3,9 @@
 A ratio is how many times what another row takes: the quotient of the shortest passes, with the
 quotient of the medians and the range over passes taken one after the other. Where each pass was of
 a seed of its own, which is other work, it is the quotient of the sums, beside the median of the
-seeds' own ratios. A row whose figures
-differ from the baseline's by more than the relative tolerance (a list: in any entry, if the
-tolerance is 0) has none. A row without figures is a limit, not a peer.
+seeds' own ratios. A row whose figures differ from the baseline's by more than the relative
+tolerance (a list: in any entry, if the tolerance is 0) has none. A row without figures is a limit,
+not a peer.
 """
 
 from __future__ import annotations
