@@ -39,8 +39,8 @@ CENTRE = {
 }
 AXES: dict[str, list[dict[str, int]]] = {
     "candidates": [{"candidates": n} for n in (2, 8, 32)],
-    "prompt": [{"prompt": n} for n in (64, 256, 1024)],
-    "completion": [{"completion": n} for n in (64, 128, 512)],
+    "prompt": [{"prompt": n} for n in (64, 256, 2048)],
+    "completion": [{"completion": n} for n in (64, 128, 1024)],
     "vocabulary": [{"vocabulary": n} for n in (1_000, 8_000, 32_000, 128_000)],
     "parameters": [
         {"hidden": hidden, "layers": layers}
