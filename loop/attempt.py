@@ -8,10 +8,12 @@ from __future__ import annotations
 import io
 import re
 import shlex
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from sqlalchemy.exc import SQLAlchemyError
@@ -63,7 +65,8 @@ def start(wish: Wish, out: Console, err: Console) -> int:
             progress = Progress(err, log)
             try:
                 progress.say(said)
-                outcome = run.drive(root, progress, roles, config)
+                with _warnings_said(progress):
+                    outcome = run.drive(root, progress, roles, config)
             except UserError as error:
                 told = UserError(f"{error}{_kept(root)}")
                 line(log, f"loop: {told}")
@@ -78,6 +81,26 @@ def start(wish: Wish, out: Console, err: Console) -> int:
             run.discard(root)
         raise
     return outcome.code
+
+
+@contextmanager
+def _warnings_said(progress: Progress) -> Iterator[None]:
+    """What our own parts warn of is said like anything else, once a run; others' as ever."""
+    shown, said = warnings.showwarning, set[str]()
+
+    def show(message: Any, category: Any, filename: str, *rest: Any, **more: Any) -> None:
+        home = Path(__file__).resolve().parents[1]
+        if not any(Path(filename).is_relative_to(home / name) for name in names.OURS):
+            shown(message, category, filename, *rest, **more)
+        elif str(message) not in said:
+            said.add(str(message))
+            progress.say(str(message))
+
+    warnings.showwarning = show
+    try:
+        yield
+    finally:
+        warnings.showwarning = shown
 
 
 def _kept(root: Path) -> str:

@@ -7,7 +7,7 @@ import shlex
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from loop.asked import check_model
 from loop.settings import Command, Config, Model, Role, is_frozen
@@ -39,6 +39,9 @@ def load_roles(config: Config) -> dict[int, Any]:
     for number in (0, 1):
         for track in config.tracks(number).values():
             _check_kinds(track.filter, config.trainer(number, track.model), made)
+    for model in config.models.values():
+        for part in (model.engine, model.trainer):
+            _check_device(made[id(part)])
     for name, folder in folders.items():
         model = config.models[name]
         _check_template(model, folder, made[id(model.engine)])
@@ -61,6 +64,15 @@ def _check_kinds(selecting: Role, training: Role, made: dict[int, Any]) -> None:
             f"filter {selecting.use!r} gives {KINDS[gives]}, and trainer {training.use!r} learns "
             f"from {KINDS[learns]}; choose a filter and a trainer that go together"
         )
+
+
+def _check_device(made: Any) -> None:
+    """Of a part of the user's own, `device` may mean something else."""
+    from roles.policy import devices
+
+    device: Any = getattr(made, "device", None)
+    if device in get_args(devices.Device):
+        devices.find(device)
 
 
 def _check_own(role: str, table: Role) -> None:

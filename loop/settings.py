@@ -531,9 +531,20 @@ def flat(config: Config) -> dict[str, Any]:
     return found
 
 
+OF_MEMORY = {
+    "engine": {"cache_gib", "batch_size"},
+    "trainer": {"micro_batch_size", "gradient_checkpointing", "save_every_s"},
+}
+"""Options of roles that say how much is in memory at once and how often it is saved. They may
+change in a run that ran out of it."""
+
+
 def operational(key: str) -> bool:
     """Whether a setting, named by its dotted key, may change during a run."""
     model: Any = Config
+    *_, table, option = ["", *key.split(".")]
+    if option in OF_MEMORY.get(table, ()):
+        return True
     for part in key.split("."):
         if get_origin(model) is dict:  # `part` is the user's name for a table of it
             model = get_args(model)[1]

@@ -18,7 +18,8 @@ from dataclasses import is_dataclass
 from difflib import get_close_matches
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, get_type_hints
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 from pydantic import ConfigDict, ValidationError, create_model
 
@@ -129,6 +130,11 @@ def checked_options(
             hint = f"did you mean {near[0]!r}? " if near else ""
             known = ", ".join(fields) or "none"
             raise UserError(f"{role} {spec!r} has no option {key!r}; {hint}its options: {known}")
+    for key, value in options.items():
+        if isinstance(value, bool) and _is_number(fields[key][0]):
+            raise UserError(
+                f"{role} {spec!r}, option {key!r}: it is a number (found {str(value).lower()})"
+            )
     model = create_model(
         "Options", __config__=ConfigDict(extra="forbid", arbitrary_types_allowed=True), **fields
     )
@@ -141,6 +147,16 @@ def checked_options(
             f"{role} {spec!r}, option {where!r}: {first['msg']} (found {first.get('input')!r})"
         ) from None
     return {name: getattr(valid, name) for name in valid.model_fields_set}
+
+
+def _is_number(kind: Any) -> bool:
+    """Whether an annotation asks for a number. A truth value, which Python counts as one, is none
+    that anybody meant."""
+    if get_origin(kind) is Annotated:
+        return _is_number(get_args(kind)[0])
+    if get_origin(kind) in (Union, UnionType):
+        return any(map(_is_number, get_args(kind))) and bool not in get_args(kind)
+    return kind in (int, float)
 
 
 @contextmanager

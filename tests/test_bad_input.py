@@ -338,6 +338,22 @@ MISTAKES = [
         model_without_template,
     ),
     Mistake(
+        "a model with an encoder",
+        "--set model.path=model",
+        r"the model in '.*model' is of the kind 't5', which reads a prompt with an encoder",
+        model_with("config.json", b'{"model_type": "t5", "is_encoder_decoder": true}'),
+    ),
+    Mistake(
+        "a truth value for a number",
+        "--set engine.cache_gib=true",
+        r"engine 'transformers', option 'cache_gib': it is a number \(found true\)",
+    ),
+    Mistake(
+        "a device that is not there",
+        "--set engine.device=mps",
+        r"no device 'mps' on this machine",
+    ),
+    Mistake(
         "a template that is none",
         "--set model.path=model --set model.template_path=chat.jinja",
         r"chat\.jinja, line 1, is not a Jinja template",

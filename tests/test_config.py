@@ -377,6 +377,21 @@ def test_a_run_stays_the_same_when_an_operational_setting_changes(setting):
     assert settings.operational(changed["key"])
 
 
+@pytest.mark.parametrize(
+    ("setting", "key"),
+    [
+        ("engine.cache_gib=0.5", "models.policy.engine.cache_gib"),
+        ("engine.batch_size=8", "models.policy.engine.batch_size"),
+        ("trainer.micro_batch_size=8", "models.policy.trainer.micro_batch_size"),
+        ("warmup.trainer.gradient_checkpointing=true", "warmup.trainer.gradient_checkpointing"),
+    ],
+)
+def test_what_bounds_memory_may_change_in_a_run_that_ran_out_of_it(setting, key):
+    before, after = config.read(), config.read(sets=[setting])
+    assert after.identity == before.identity
+    assert [each["key"] for each in config.differences(before, after)] == [key]
+
+
 @pytest.mark.parametrize("setting", IDENTITY)
 def test_any_other_change_makes_another_run(setting):
     before, after = config.read(), config.read(sets=[setting])

@@ -37,6 +37,17 @@ def default_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return only(runs)
 
 
+def test_a_warning_of_our_own_is_said_once_a_run_like_anything_else(tmp_path: Path) -> None:
+    small = ["rounds=1", "prompts=8", "warmup.prompts=64", "warmup.generator.n=1"]
+    small += ["evaluate.gate_prompts=4", "evaluate.test_prompts=4", "engine.cache_gib=1e-9"]
+    done = loop("start", "--runs", tmp_path, *(part for each in small for part in ("--set", each)))
+    assert done.returncode in (0, 3), done.stderr
+    said = [each for each in done.stderr.splitlines() if "answers are sampled 1 at a time" in each]
+    assert len(said) == 1
+    assert said[0].startswith("answers are sampled")
+    assert "Warning" not in done.stderr
+
+
 def test_the_default_gets_a_tenth_better_on_the_test_split_in_three_rounds(
     default_run: Path,
 ) -> None:

@@ -12,6 +12,7 @@ those that it has with harmless words in its place, in their order.
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -149,13 +150,25 @@ def _chat_ids(tokenizer: Any, prompt: Prompt) -> list[int]:
     return [int(token) for token in ids]
 
 
-def check_template(path: Path) -> None:
-    """Raises UserError when the tokenizer in a folder cannot write a question by its template.
+def _refuse_encoder(path: Path) -> None:
+    config = path / "config.json"
+    told = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+    if told.get("is_encoder_decoder"):
+        raise UserError(
+            f"the model in {str(path)!r} is of the kind {told.get('model_type')!r}, which reads a "
+            "prompt with an encoder; a policy is a causal model, which goes on from it"
+        )
 
-    Reads the tokenizer alone, so that it can be asked before a run begins.
+
+def check_template(path: Path) -> None:
+    """Raises UserError when the model in a folder reads with an encoder, or its tokenizer cannot
+    write a question by its template.
+
+    Reads no weights, so that it can be asked before a run begins.
     """
     from transformers import AutoTokenizer
 
+    _refuse_encoder(path)
     try:
         with quiet():
             tokenizer = AutoTokenizer.from_pretrained(path)

@@ -32,6 +32,10 @@ from store.records import Checkpoint, Completion, FinishReason, Prompt, Sampling
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 
 
+FEW = 4
+"""Answers sampled at once below which it is said: a batch reads the weights once for all of it."""
+
+
 class TransformersEngine:
     """Opens checkpoints that `AutoModelForCausalLM` can load, and adapters of them.
 
@@ -225,6 +229,16 @@ class TransformersPolicy:
                 stacklevel=1,
             )
 
+    def _say_few(self, at_once: int, room: int) -> None:
+        if "few" not in self._said:
+            self._said.add("few")
+            gib = self._cache_bytes / 2**30
+            warnings.warn(
+                f"answers are sampled {at_once} at a time, which takes longer: engine.cache_gib is "
+                f"{gib:.3g}, and each may have {room:,} tokens; raise the one, or lower max_tokens",
+                stacklevel=1,
+            )
+
     def _room(self, ids: Sequence[int]) -> int:
         return (2**31 if self._positions is None else self._positions) - len(ids)
 
@@ -245,9 +259,13 @@ class TransformersPolicy:
         serves = [self._decoder.serves(len(row.prompt) + row.room) for row in rows]
         served = [n for n, yes in enumerate(serves) if yes]
         left = [n for n, yes in enumerate(serves) if not yes]
-        for batch in self._decoder.batches(
-            [rows[n] for n in served], self._batch_size, self._cache_bytes
-        ):
+        planned = list(
+            self._decoder.batches([rows[n] for n in served], self._batch_size, self._cache_bytes)
+        )
+        most = max(map(len, planned), default=0)
+        if most < min(len(served), self._batch_size, FEW):
+            self._say_few(most, max(rows[n].room for n in served))
+        for batch in planned:
             yield [served[n] for n in batch], True
         if left:
             self._say_left(self._decoder.unserved or TOO_LONG)

@@ -3,8 +3,8 @@
 Runs head, step, prefix, generate, scoring, growth and round (or those named), one after the other,
 and prints their tables under one heading that says how and where; last, the one table that the
 README quotes. Tables, and every pass as JSON, are kept under runs/costs; `--read` measures nothing
-and prints the README's table of what is kept there. Ends with 1 where a variant did other work than
-ours.
+and prints the README's table of what is kept there, or the whole tables of those named. Ends with
+1 where a variant did other work than ours.
 """
 
 from __future__ import annotations
@@ -34,6 +34,11 @@ def main() -> None:
     asked = parser.parse_args()
     if unknown := set(asked.names) - set(NAMES):
         sys.exit(f"no benchmark {', '.join(sorted(unknown))}; there are: {', '.join(NAMES)}")
+    if asked.read and asked.names:
+        for name in asked.names:
+            file = asked.runs / f"{name}.md"
+            print(file.read_text() if file.is_file() else f"{name} was not measured: no {file}")
+        return
     agreed = asked.read or _measured(asked)
     parts = {
         name: kept.read(asked.runs / f"{name}.json")

@@ -12,7 +12,7 @@ from kept import Kept
 from table import Table, on, times
 
 LEGEND = (
-    "An excerpt: all tables lie under `runs/costs`. How many times what ours takes: the quotient "
+    "An excerpt. How many times what ours takes: the quotient "
     "of the shortest passes (a round: of the sums over seeds), the spread over passes taken one "
     "after the other (over seeds), and the memory that passes need (the whole process). Peers' "
     "float32 products are made by the same library as ours, or by torch's own where that is faster."
