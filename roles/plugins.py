@@ -130,11 +130,6 @@ def checked_options(
             hint = f"did you mean {near[0]!r}? " if near else ""
             known = ", ".join(fields) or "none"
             raise UserError(f"{role} {spec!r} has no option {key!r}; {hint}its options: {known}")
-    for key, value in options.items():
-        if isinstance(value, bool) and _is_number(fields[key][0]):
-            raise UserError(
-                f"{role} {spec!r}, option {key!r}: it is a number (found {str(value).lower()})"
-            )
     model = create_model(
         "Options", __config__=ConfigDict(extra="forbid", arbitrary_types_allowed=True), **fields
     )
@@ -146,6 +141,11 @@ def checked_options(
         raise UserError(
             f"{role} {spec!r}, option {where!r}: {first['msg']} (found {first.get('input')!r})"
         ) from None
+    for key, value in options.items():
+        if isinstance(value, bool) and _is_number(fields[key][0]):
+            raise UserError(
+                f"{role} {spec!r}, option {key!r}: it is a number (found {str(value).lower()})"
+            )
     return {name: getattr(valid, name) for name in valid.model_fields_set}
 
 

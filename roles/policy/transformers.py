@@ -262,8 +262,11 @@ class TransformersPolicy:
         planned = list(
             self._decoder.batches([rows[n] for n in served], self._batch_size, self._cache_bytes)
         )
+        # Rows that do not go together make small batches as well, of which there is nothing to say.
+        longest = max((len(rows[n].prompt) + rows[n].room for n in served), default=0)
+        fit = self._cache_bytes // max(1, longest * self._decoder.bytes_per_token)
         most = max(map(len, planned), default=0)
-        if most < min(len(served), self._batch_size, FEW):
+        if max(most, fit) < min(len(served), self._batch_size, FEW):
             self._say_few(most, max(rows[n].room for n in served))
         for batch in planned:
             yield [served[n] for n in batch], True
