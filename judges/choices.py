@@ -16,7 +16,7 @@ from string import ascii_uppercase
 from typing import Any, ClassVar
 
 from judges.reading import field_of, is_copied, object_schema, unreadable
-from judges.template import Template, conversation
+from roles.template import Template, conversation
 from store.errors import UserError
 from store.records import Prompt, Reply
 

@@ -19,9 +19,9 @@ from judges.answers import Place, final_answer
 from judges.choices import Choice
 from judges.model_judge import ModelJudge, verdict, without_score
 from judges.numbers import read_number
-from judges.template import conversation
 from roles.proposers.similarity import rouge_l
 from roles.protocols import Policy
+from roles.template import conversation
 from store.records import ALONE, Call, Candidate, Group, Judgement, Verdict
 
 Texts = tuple[int, int]

@@ -18,10 +18,11 @@ from pydantic import Field
 from judges.choices import LETTERS, TIE, Ranking, Winner, asked_parts, spelled
 from judges.listwise import lettered, place_of
 from judges.meta_ranking import MetaRanking
-from judges.template import TASK, Template, conversation, substitute
+from judges.prompts import prompt_of
 from roles import plugins
 from roles.generators.demonstrations import with_mistake
 from roles.protocols import History, Policy, Proposer
+from roles.template import TASK, conversation, substitute
 from store.errors import UserError
 from store.records import Call, Prompt, Split
 
@@ -78,6 +79,8 @@ class Judging:
     is what its last line concludes (of a score also {score}). A comparison is the right answer and
     a given one side by side, a character at a time: `c:c+ a:o- t:t+`; several are a line each. A
     small model that writes it finds each difference in what it just wrote.
+    expects: what the prompt's reference is: the `judgement`, to be imitated, or its last line, the
+    `verdict`, by which the judge `verifier` with answer = "last_line" tells right judgements.
 
     The score of an answer is `high` where it is the reference, and else the share of its characters
     that stand where they should, of the way from `low` to `high`, but below `high`. Of two answers
@@ -99,19 +102,13 @@ class Judging:
         low: int = 0,
         high: int = 5,
         judgement: str | None = None,
+        expects: Literal["judgement", "verdict"] = "judgement",
     ) -> None:
-        options = dict(proposer)
-        use = options.pop("use", None)
-        if not isinstance(use, str):
-            raise UserError(
-                "proposer 'judging' takes its questions from another: "
-                f'proposer = {{ use = "reasoning_gym", ... }}; found {proposer}'
-            )
         if not low < high:
             raise UserError(f"the lowest score, {low}, is not below the highest, {high}")
-        self.proposer: Proposer = plugins.load("proposer", use, options)
+        self.proposer: Proposer = plugins.inner("proposer", proposer, "judging's proposer")
         self.form, self.shape = form, SHAPES[form]
-        self.template = Template(
+        self.template = prompt_of(
             form if prompt is None else prompt,
             prompt_path,
             self.shape.needs,
@@ -127,6 +124,7 @@ class Judging:
         if judgement is None:
             judgement = self.shape.first_line + self.shape.last_line
         self.judgement = judgement
+        self.expects = expects
 
     def propose(
         self, count: int, split: Split, history: History, policy: Policy, call: Call
@@ -134,7 +132,7 @@ class Judging:
         """`answers` prompts for each question of the other proposer, fewer where answers are alike;
         `count` in all."""
         wanted = -(-count // self.answers)
-        questions = self.proposer.propose(wanted, split, _Questions(history), policy, call)
+        questions = self.proposer.propose(wanted, split, Questions(history), policy, call)
         held_out = history.held_out()
         made: dict[str, Prompt] = {}
         for number in range(self.answers):
@@ -153,14 +151,14 @@ class Judging:
 
     def _prompt(self, questions: Sequence[Prompt], chance: random.Random) -> Prompt | None:
         """What the judge asks of answers to it; None where they differ in too little."""
-        rights = [_right(question) for question in questions]
+        rights = [right_answer(question) for question in questions]
         per_answer = rights if self._across else rights * self.shown
         answers = self._drawn(per_answer, chance)
         if answers is None:
             return None
         scores = [self.score(*each) for each in zip(answers, per_answer, strict=False)]
         comparison = self._compared(answers, per_answer)
-        verdict = self._verdict(answers, scores)
+        verdict = self._verdict(scores, alike=len(set(answers)) == 1)
         known = {"reference": "\n".join(rights), "comparison": comparison, "verdict": verdict}
         if self.form in ("rubric", "reference"):
             known["score"] = verdict
@@ -174,9 +172,10 @@ class Judging:
         }
         if len(answers) > 1:
             columns |= {"answers": list(answers), "scores": scores}
+        wanted = self.judgement if self.expects == "judgement" else self.shape.last_line
         return replace(
             self._asked(questions, answers),
-            reference=substitute(self.judgement, known),
+            reference=substitute(wanted, known),
             split=first.split,
             columns=columns,
         )
@@ -217,11 +216,11 @@ class Judging:
         pairs = zip(rights, answers, strict=False)
         return "\n".join(compared(right, answer) for right, answer in pairs)
 
-    def _verdict(self, answers: Sequence[str], scores: Sequence[int]) -> str:
-        """What the right judgement concludes."""
+    def _verdict(self, scores: Sequence[int], *, alike: bool) -> str:
+        """What the right judgement concludes of answers with these scores."""
         match self.form:
             case "consistency":
-                return "yes" if answers[0] == answers[1] else "no"
+                return "yes" if alike else "no"
             case "pairwise":
                 return "A" if scores[0] > scores[1] else "B"
             case "meta_ranking":
@@ -253,7 +252,7 @@ def compared(right: str, answer: str) -> str:
     return " ".join(f"{one}:{other}{'+' if one == other else '-'}" for one, other in pairs)
 
 
-def _right(question: Prompt) -> str:
+def right_answer(question: Prompt) -> str:
     if question.reference is None:
         raise UserError(
             "proposer 'judging' needs questions with a right answer, and "
@@ -262,7 +261,7 @@ def _right(question: Prompt) -> str:
     return question.reference
 
 
-class _Questions:
+class Questions:
     """A history in which a prompt made here also stands for the question inside it.
 
     A question whose judgement is held out then stays out of training, whatever answer it gets.
@@ -277,8 +276,8 @@ class _Questions:
     def held_out(self) -> frozenset[str]:
         return self._history.held_out() | self._inside("gate", "test", "anchor")
 
-    def prompts(self, *splits: Split) -> list[Prompt]:
-        return self._history.prompts(*splits)
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._history, name)
 
     def _inside(self, *splits: Split) -> frozenset[str]:
         columns = (prompt.columns for prompt in self._history.prompts(*splits))

@@ -12,8 +12,8 @@ from pydantic import Field
 
 from judges.choices import LETTERS, Ranking, asked_parts, spelled
 from judges.model_judge import ModelJudge, told, verdict, without_score
-from judges.template import Template
 from roles.protocols import Policy
+from roles.template import Template
 from store.errors import UserError
 from store.records import ALONE, Call, Candidate, Group, Judgement, Prompt, Reply, Verdict
 

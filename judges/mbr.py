@@ -16,9 +16,9 @@ from pydantic import Field
 
 from judges.model_judge import told, without_score
 from judges.rubric import Grader
-from judges.template import Template, conversation
 from roles.proposers.similarity import rouge_l
 from roles.protocols import Policy
+from roles.template import Template, conversation
 from store.records import ALONE, Call, Candidate, Group, Judgement, Prompt, Verdict
 
 

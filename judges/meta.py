@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 from judges.choices import spelled
 from judges.comparing import Board, Wins
 from judges.pairwise import Pairwise
-from judges.template import conversation
+from roles.template import conversation
 from store.errors import UserError
 from store.records import Completion, Prompt
 

@@ -19,9 +19,9 @@ from pydantic import Field
 
 from judges.choices import TIE, Winner
 from judges.model_judge import ModelJudge, told, verdict, without_score
-from judges.template import conversation
 from roles.proposers.rows import read_rows
 from roles.protocols import Policy
+from roles.template import conversation
 from store.errors import UserError
 from store.records import ALONE, Call, Candidate, Group, Judgement, Prompt, Reply, Verdict
 

@@ -12,8 +12,9 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 
 from judges.models import ask_model
-from judges.template import Template
+from judges.prompts import prompt_of
 from roles.protocols import Policy
+from roles.template import Template
 from store.records import Call, Prompt, Reply, Sampling, Status, Verdict
 
 
@@ -21,7 +22,8 @@ from store.records import Call, Prompt, Reply, Sampling, Status, Verdict
 class ModelJudge:
     """The options of a judge that asks a model.
 
-    prompt_path: a text of your own in place of the one beside the judge.
+    prompt: the name of another text that this package has, as in "meta_brief"; prompt_path: a text
+    of your own. Left out, the judge asks the one of its own name.
     nonce: draw a part of the fences around what is judged anew for each question; off is for very
     small models, to which it is noise.
     """
@@ -29,6 +31,7 @@ class ModelJudge:
     asks_model: ClassVar[bool] = True
     version: ClassVar[str] = "1"
 
+    prompt: str | None = None
     prompt_path: Path | None = None
     temperature: Annotated[float, Field(ge=0, le=10)] = 0.7
     top_p: Annotated[float, Field(gt=0, le=1)] = 0.9
@@ -43,7 +46,7 @@ class ModelJudge:
 
         told: what else of the judge's options decides what its replies mean.
         """
-        template = Template(name, self.prompt_path, needs, may, self.nonce)
+        template = prompt_of(self.prompt or name, self.prompt_path, needs, may, self.nonce)
         self.version = f"{type(self).version} {template.digest[:12]}{told}"  # type: ignore[misc]
         return template
 

@@ -8,7 +8,7 @@ A model that could not answer the question itself can still tell whether two ans
 from dataclasses import dataclass
 
 from judges.rubric import Grader
-from judges.template import Template
+from roles.template import Template
 
 
 @dataclass(kw_only=True)

@@ -22,9 +22,10 @@ from pydantic.dataclasses import dataclass as checked
 
 from judges.choices import asked_parts, spelled
 from judges.model_judge import ModelJudge, told, verdict, without_score
+from judges.prompts import prompt_of
 from judges.reading import SCORE_LINE, Reading, object_schema
-from judges.template import Template
 from roles.protocols import Policy
+from roles.template import Template
 from store.errors import UserError
 from store.records import ALONE, STRICT, Call, Candidate, Group, Judgement, Prompt, Reply
 
@@ -156,19 +157,18 @@ class Rubric(Grader):
     criteria: your own in place of the five of the additive score: a list of sentences, or of
     { text = "...", weight = 2 }. The model names those that hold, and the score is the sum of
     their weights, which are 1 where none is given.
-    prompt: `rubric`, `criteria` where there are some, or `rubric_brief` for a very small model;
-    prompt_path: a text of your own with {question} and {answer}, {criteria} where there are some,
-    and {reference} if it wants the right answer.
+    prompt: left out it is `rubric`, or `criteria` where there are some; `rubric_brief` is for a
+    very small model. prompt_path: a text of your own with {question} and {answer}, {criteria} where
+    there are some, and {reference} if it wants the right answer.
     """
 
     version: ClassVar[str] = "2"
 
     criteria: tuple[_Listed, ...] = ()
-    prompt: str = "rubric"
 
     def _template(self) -> Template:
         if not self.criteria:
-            template = self.take_template(self.prompt, ("question", "answer"), ("reference",))
+            template = self.take_template("rubric", ("question", "answer"), ("reference",))
             if "{criteria}" in template.text:
                 raise UserError(
                     "the judge's prompt shows {criteria}, and the judge has none: set criteria, "
@@ -177,9 +177,8 @@ class Rubric(Grader):
             return template
         listed = [Criterion(text=each) if isinstance(each, str) else each for each in self.criteria]
         self._take_reading(listed)
-        name = "criteria" if self.prompt == "rubric" else self.prompt
         needs = ("question", "answer", "criteria")
-        template = self.take_template(name, needs, ("reference",), told=_told(listed))
+        template = self.take_template("criteria", needs, ("reference",), told=_told(listed))
         # They are the user's own words as the rest of the text is, and stand in it without a fence.
         shown = "\n".join(f"{n}. {each.text}" for n, each in enumerate(listed, start=1))
         return spelled(template, "criteria", shown)
@@ -213,7 +212,7 @@ def _told(criteria: Sequence[Criterion]) -> str:
 
 
 def rubric_template(prompt: str, prompt_path: Path | None, nonce: bool = True) -> Template:
-    return Template(prompt, prompt_path, ("question", "answer"), ("reference",), nonce)
+    return prompt_of(prompt, prompt_path, ("question", "answer"), ("reference",), nonce)
 
 
 def rubric_prompt(template: Template, asked: Prompt, answer: str) -> Prompt:

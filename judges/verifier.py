@@ -19,14 +19,15 @@ from roles.protocols import Policy
 from store.errors import UserError
 from store.records import Call, Completion, Prompt
 
-Scorer = Literal["auto", "reasoning_gym", "exact", "numeric", "regex", "boxed"]
+Scorer = Literal["auto", "reasoning_gym", "exact", "prefix", "numeric", "regex", "boxed"]
 
 
 class Verifier(PointwiseJudge):
     """A judge of answers that can be right or wrong.
 
     scorer: `reasoning_gym` is the scorer of the task that made the prompt; `exact` the same
-    characters as the reference, white space around them aside; `numeric` the same number within
+    characters as the reference, white space around them aside; `prefix` the reference or a part of
+    it from its beginning, for answers that may stop early; `numeric` the same number within
     `tolerance` (relative to references beyond 1); `regex` a full match of `pattern`, or of the
     reference; `boxed` exact, both sides in \\boxed{}. `auto` is the first that the prompt has
     the columns for, else exact.
@@ -86,6 +87,9 @@ class Verifier(PointwiseJudge):
         match scorer:
             case "numeric":
                 return self._check_number(prompt, reference, answer)
+            case "prefix":
+                begun = bool(answer) and reference.strip().startswith(answer)
+                return float(begun), "as its beginning"
             case "regex":
                 pattern = self.pattern or _compiled(reference, f"the reference of {_named(prompt)}")
                 return float(pattern.fullmatch(answer) is not None), "as a pattern"

@@ -16,9 +16,10 @@ from store.errors import UserError
 from store.records import Checkpoint
 
 
-def check_model(config: Config, judge: str, name: str) -> None:
-    """Raises UserError for a model that a judge cannot ask in this run."""
+def check_model(config: Config, role: str, use: str, name: str) -> None:
+    """Raises UserError for a model that cannot be asked in this run. role: who asks it."""
     known = ["round", *(f"model:{each}" for each in config.models), "checkpoint:base"]
+    known += [f"base:{each}" for each in config.models]
     known += [f"server:{each}" for each in config.server]
     kind, _, path = name.partition(":")
     if kind == "checkpoint" and path not in ("", "base"):
@@ -28,7 +29,7 @@ def check_model(config: Config, judge: str, name: str) -> None:
         hint = ""
         if kind == "server":
             hint = f"; a table [server.{path or 'NAME'}] with its url makes one"
-        raise UserError(f"judge {judge!r} asks the model {name!r}; there are: {there}{hint}")
+        raise UserError(f"{role} {use!r} asks the model {name!r}; there are: {there}{hint}")
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,11 @@ class Asking:
             return Models(None, find), None
         return Models(find(role.model), find), self._identity(role.model)
 
+    def proposing(self, role: Role) -> Policy:
+        """The model that a proposer asks, where that is not the policy itself."""
+        name = cast(str, role.model)
+        return cast(Policy, _Opened(lambda: self.context.policy(self._checkpoint(name))))
+
     def _named(self, name: str, version: str) -> Any:
         kind, _, of = name.partition(":")
         if kind == "server":
@@ -69,7 +75,15 @@ class Asking:
         match kind:
             case "round":
                 return self.tested or self.context.store.incumbent(self.model)
+            case "base":
+                return self.context.store.beginning(of)
             case "model":
+                if self.tested is not None and self.tested.model == of:
+                    return self.tested
+                if (
+                    len(self.context.store.rounds()) == 1
+                ):  # what the warm-up made is not accepted yet
+                    return self.context.store.beginning(of)
                 return self.context.store.incumbent(of)
         return self.context.store.beginning(self.model) if of == "base" else self.context.frozen(of)
 

@@ -53,7 +53,7 @@ def start(wish: Wish, out: Console, err: Console) -> int:
     fresh = root is None
     if root is None:
         space.check(config, roles, wish.runs)
-        name = wish.name or wish.recipe or _stem(wish.file)
+        name = wish.name or _stem(wish.file if wish.recipe is None else Path(wish.recipe))
         root = run.begin(config, wish.runs, name, roles)
         said = f"begins a new run, {root}"
     else:

@@ -36,6 +36,13 @@ def load_roles(config: Config) -> dict[int, Any]:
     for role, table in wanted:
         if role == "judge":
             _check_asked(config, table, made[id(table)])
+        elif table.model is not None:
+            check_model(config, role, table.use, table.model)
+            if table.model.startswith("server:"):
+                raise UserError(
+                    f"proposer {table.use!r} asks {table.model!r}, and proposers ask models that "
+                    "the run opens itself; name a checkpoint"
+                )
     for number in (0, 1):
         for track in config.tracks(number).values():
             _check_kinds(track.filter, config.trainer(number, track.model), made)
@@ -76,8 +83,10 @@ def _check_device(made: Any) -> None:
 
 
 def _check_own(role: str, table: Role) -> None:
-    if table.model is not None and role != "judge":
-        raise UserError(f"{role} {table.use!r} has no option 'model'; only a judge asks a model")
+    if table.model is not None and role not in ("judge", "proposer"):
+        raise UserError(
+            f"{role} {table.use!r} has no option 'model'; a judge or a proposer asks a model"
+        )
     if table.thinking != "shown" and role != "judge":
         raise UserError(f"{role} {table.use!r} has no option 'thinking'; it is a judge's")
 
@@ -92,7 +101,7 @@ def _check_asked(config: Config, table: Role, judge: Any) -> None:
     asked = others if table.model is None else (table.model, *others)
     grading = [config.evaluate.judge, *(each.judge for each in config.evaluate.suite.values())]
     for name in asked:
-        check_model(config, table.use, name)
+        check_model(config, "judge", table.use, name)
         _check_server(config, table.use, judge, name)
         if not is_frozen(name) and any(table is each for each in grading):
             raise UserError(

@@ -71,7 +71,8 @@ File = Annotated[
     Path | None, typer.Option("--config", metavar="FILE", help="TOML, as `loop init` writes it.")
 ]
 Recipe = Annotated[
-    str | None, typer.Option(metavar="NAME", help="A published loop; see `loop recipes`.")
+    str | None,
+    typer.Option(metavar="NAME", help="A published loop, see `loop recipes`; or a file of one."),
 ]
 Sets = Annotated[
     list[str] | None,
@@ -143,6 +144,30 @@ def start(
         run=given, file=config, recipe=recipe, sets=sets or (), runs=runs, name=name
     )
     raise typer.Exit(attempt.start(wish, _screen(), Console(stderr=True)))
+
+
+@app.command("fork")
+def fork_run(
+    given: RunArgument = None,
+    config: File = None,
+    recipe: Recipe = None,
+    sets: Sets = None,
+    runs: Runs = RUNS,
+    name: Annotated[str | None, typer.Option(metavar="N", help="Names the new run.")] = None,
+) -> None:
+    """Copy a run that ended a round, to go on from there under other settings."""
+    from loop import config as configuration
+    from loop import fork, names, run
+
+    names.check()
+    root = run.find_run(given, runs)
+    if config is None and recipe is None:
+        resolved = configuration.change(run.stored_config(root), sets or ())
+    else:
+        resolved = configuration.read(config, recipe, sets or ())
+    run.load_roles(resolved)
+    made = fork.fork(root, resolved, runs, name or "fork")
+    _say(f"made {made}; next: loop start {shlex.quote(str(made))}")
 
 
 @app.command()
@@ -383,16 +408,21 @@ def verify(given: RunArgument = None, runs: Runs = RUNS, as_json: Json = False) 
 
 @app.command()
 def recipes(
-    name: Annotated[str | None, typer.Argument(help="Print this one.", show_default=False)] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="Tell of this one.", show_default=False)
+    ] = None,
+    toml: Annotated[bool, typer.Option("--toml", help="Print its file.")] = False,
     as_json: Json = False,
 ) -> None:
-    """List the published loops that there are, or print one as TOML."""
-    from loop import catalogue, views
+    """List the published loops that there are, or say what one is and what came of its claim."""
+    from loop import catalogue, recipe_book, views
 
-    if name is not None:
+    if name is None:
+        _answer(catalogue.recipes(), views.recipes, as_json)
+    elif toml:
         _say(catalogue.recipe(name).rstrip())
     else:
-        _answer(catalogue.recipes(), views.recipes, as_json)
+        _answer(recipe_book.told(name), recipe_book.view, as_json)
 
 
 @judges.command("new")

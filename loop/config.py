@@ -20,8 +20,12 @@ from roles.proposers.rows import FILES
 from store.errors import UserError, unknown
 
 HERE = Path(__file__).parent
-SPELLED = (*ROLES, "engine", "trainer")
+SPELLED = (*ROLES, "engine", "trainer", "warmup_trainer")
 """Tables for which a string may stand: `judge = "verifier"` is `judge = { use = "verifier" }`."""
+ARENAS = "arenas"
+TRIAL = ("arena", "control", "plain", "trial", "shown", "claim")
+"""Keys of a recipe's file that say how it is put to the test (loop/claims.py); the others are
+settings."""
 DATA = ("path", "gate_path", "test_path", "anchor_path")
 """Settings that may name data on the Hub."""
 CODE = ("use", *SPELLED, "function", "source", "rubric")
@@ -41,10 +45,17 @@ def differences(old: Config, new: Config) -> list[dict[str, Any]]:
 
 
 def read(file: Path | None = None, recipe: str | None = None, sets: Sequence[str] = ()) -> Config:
-    """The configuration that these make together. Raises UserError."""
+    """The configuration that these make together. Raises UserError.
+
+    A recipe stands on its arena, which stands on default.toml: what the task is, and how a model
+    that knows nothing is warmed up for it.
+    """
     tables = _parse(HERE / "default.toml")
     if recipe is not None and recipe != "default":
-        tables = merge(tables, _parse(recipe_path(recipe)))
+        own = recipe_tables(recipe)
+        below = recipe_tables(f"{ARENAS}/{own['arena']}") if "arena" in own else {}
+        for each in (below, own):
+            tables = merge(tables, {key: each[key] for key in each if key not in TRIAL})
     if file is not None:
         tables = merge(tables, _parse(file))
     for assignment in use_first(sets):
@@ -85,10 +96,19 @@ def recipes() -> list[str]:
 
 
 def recipe_path(name: str) -> Path:
+    """Of a recipe by its name or its file, or of an arena by itself: plain iterative DPO there."""
+    if name.endswith(".toml"):
+        return Path(name)
     path = HERE / "default.toml" if name == "default" else HERE / "recipes" / f"{name}.toml"
-    if name not in recipes():
-        raise unknown("recipe", name, recipes())
+    known = [*recipes(), *(f"{ARENAS}/{path.stem}" for path in HERE.glob(f"recipes/{ARENAS}/*"))]
+    if name not in known:
+        raise unknown("recipe", name, sorted(known))
     return path
+
+
+def recipe_tables(name: str) -> Tables:
+    """What a recipe's file says, its trial included. Raises UserError."""
+    return _parse(recipe_path(name))
 
 
 def merge(lower: Tables, upper: Tables) -> Tables:
@@ -128,7 +148,12 @@ def expand(tables: Tables) -> Tables:
     tracks |= {name: merge(top_track, track) for name, track in tables.get("track", {}).items()}
     top_model = {key: tables[key] for key in MODEL_KEYS if key in tables}
     models = {"policy": merge(top_model, tables["model"])}
-    models |= {name: merge(top_model, model) for name, model in tables.get("models", {}).items()}
+    # A second model is made of what the first is, unless it says otherwise.
+    same = {
+        key: tables["model"][key] for key in ("path", "template_path") if key in tables["model"]
+    }
+    for name, model in tables.get("models", {}).items():
+        models[name] = merge(top_model | ({} if "path" in model else same), model)
     rest = ("rounds", "seed", "batch_prompts", "gate", *BESIDE)
     return {key: tables[key] for key in rest if key in tables} | {
         "track": tracks,
@@ -154,14 +179,32 @@ def _evaluate(own: Tables) -> Tables:
 
 
 def _warmup(tables: Tables) -> Tables | None:
-    """Left out, the embedded model is warmed up, because it knows nothing, and no other."""
+    """Left out, the embedded model is warmed up, because it knows nothing, and no other; and what
+    a track of the warm-up is for may be wanted always."""
     embedded = tables["model"].get("path") == "embedded"
-    on = tables.get("warmup", {}).get("when", "embedded")
-    if on not in ("always", "never", "embedded"):
-        raise UserError(f'warmup.when is "always", "never" or "embedded", found {on!r}')
-    if on == "never" or (on == "embedded" and not embedded):
+    own = tables.get("warmup", {})
+    on = _when(own, "warmup", "embedded")
+    if on == "never":
         return None
-    return _warmup_table(tables)
+    made = _warmup_table(tables)
+    for name, track in own.get("track", {}).items():
+        when = _when(track, f"warmup.track.{name}", on)
+        if when == "never" or (when == "embedded" and not embedded):
+            del made["track"][name]
+    if on == "embedded" and not embedded:
+        del made["track"]["warmup"]
+    return made if made["track"] else None
+
+
+def _when(table: Tables, place: str, otherwise: str) -> str:
+    found = table.get("when", otherwise)
+    if found not in WHEN:
+        raise UserError(f'{place}.when is "always", "never" or "embedded", found {found!r}')
+    return str(found)
+
+
+WHEN = ("always", "never", "embedded")
+"""When there is a warm-up: always, never, or of the embedded model only, which knows nothing."""
 
 
 def _warmup_table(tables: Tables) -> Tables:
@@ -170,7 +213,10 @@ def _warmup_table(tables: Tables) -> Tables:
     own = {key: value for key, value in table.items() if key not in ("when", "track")}
     first = merge(top, own)
     trainer = first.pop("trainer")
-    named = {name: merge(first, track) for name, track in table.get("track", {}).items()}
+    named = {
+        name: merge(first, {key: value for key, value in track.items() if key != "when"})
+        for name, track in table.get("track", {}).items()
+    }
     return {"track": {"warmup": first, **named}, "trainer": trainer}
 
 

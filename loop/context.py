@@ -20,6 +20,9 @@ from store.records import (
     Call,
     Checkpoint,
     Completion,
+    Earlier,
+    Group,
+    Judgement,
     Prompt,
     Purpose,
     Round,
@@ -68,6 +71,10 @@ class Context:
                 raise RuntimeError(f"engine {type(engine).__name__} opened {policy!r}, no policy")
             self._open = (checkpoint.path, policy)
         return self._open[1]
+
+    def writes(self, model: str) -> bool:
+        """Whether a model answers prompts. A reward model judges answers and has none."""
+        return getattr(self.role(self.config.models[model].trainer), "makes", "policy") == "policy"
 
     def frozen(self, path: str) -> Checkpoint:
         """A judge's model that the run does not improve; the first model's engine opens it."""
@@ -187,6 +194,7 @@ class StoredHistory:
     """What roles may ask of earlier rounds."""
 
     store: Store
+    config: Config
 
     def asked(self) -> frozenset[str]:
         return self.store.asked_digests()
@@ -196,3 +204,24 @@ class StoredHistory:
 
     def prompts(self, *splits: Split) -> list[Prompt]:
         return [prompt for split in splits for prompt in self.store.prompts(split)]
+
+    def asked_in(self, call: Call) -> list[Prompt]:
+        return self.store.asked_prompts(self._round(call), call.track)
+
+    def _round(self, call: Call) -> int:
+        return cast(int, self.store.round(call.round).id)
+
+    def judged(self, call: Call) -> list[tuple[Group, list[Judgement]]]:
+        label = self.config.tracks(call.round)[call.track].judge.label
+        rows = Rows(self.store.round(call.round), call.track, "train").key
+        known: dict[int, list[Judgement]] = {}
+        for each in self.store.judgements(*rows, label):
+            known.setdefault(each.candidate_id, []).append(each)
+        return [
+            (group, [said for one in group.candidates for said in known.get(one.id, ())])
+            for group in self.store.groups(*rows)
+        ]
+
+    def earlier(self, call: Call) -> dict[int, list[Earlier]]:
+        judge = self.config.tracks(call.round)[call.track].judge.label
+        return self.store.earlier(self._round(call), call.track, judge)

@@ -120,9 +120,11 @@ def _track(store: Store, config: Config, rows: Rows, judges: tuple[str, str]) ->
     call = Call(seed=config.seed, round=rows.round.number, track=rows.track, stage="filter")
     made = []
     for judge in judges:
-        judgements = store.judgements(*rows.key, judge)
+        with_verdicts = bool(getattr(selecting, "reads_verdicts", False))
+        judgements = store.judgements(*rows.key, judge, verdicts=with_verdicts)
         _refuse_unjudged(store, rows, judge, groups, judgements)
-        made.append(_Made(selecting.select(groups, judgements, StoredHistory(store), call)))
+        history = StoredHistory(store, config)
+        made.append(_Made(selecting.select(groups, judgements, history, call)))
     changed = [(group, _change(*(each.keys[group.asked_id] for each in made))) for group in groups]
     counted = Counter(change for _, change in changed)
     shown = [

@@ -17,6 +17,7 @@ from loop.measure import gap, judging, measure
 from loop.settings import Role
 from loop.work import checked, judge_asked, sample
 from roles.protocols import Generator, Policy, Proposer
+from store import checkpoints
 from store.errors import UserError
 from store.records import (
     Answer,
@@ -54,7 +55,9 @@ def hold_out(context: Context, round: Round) -> None:
         policy = context.policy(context.store.incumbent(next(iter(context.config.models))))
         place = each.split if each.suite == "held_out" else f"{each.split}:{each.suite}"
         call = context.call(round, place, "propose")
-        held = proposer.propose(each.count, each.split, StoredHistory(context.store), policy, call)
+        held = proposer.propose(
+            each.count, each.split, StoredHistory(context.store, context.config), policy, call
+        )
         held = list(checked(context, held, each.split, each.proposer.use))
         if len(held) < each.count:
             raise UserError(
@@ -79,7 +82,23 @@ def _kept(context: Context) -> Iterator[Kept]:
 def under_test(context: Context, round: Round) -> list[Checkpoint]:
     """The newest checkpoint of each model that this round made (in round 0: or took)."""
     newest = {each.model: each for each in context.store.checkpoints(round_id=round.id)}
-    return [each for each in newest.values() if each.status != "diverged"]
+    return [
+        each for each in newest.values() if each.status != "diverged" and is_measured(context, each)
+    ]
+
+
+def is_measured(context: Context, checkpoint: Checkpoint) -> bool:
+    """Whether there is anything to measure it by: a reward model has no answers, only a word on
+    those of the anchors."""
+    if context.writes(checkpoint.model):
+        return True
+    asked = context.config.judge_by(checkpoint.model) is not None
+    return asked and context.config.evaluate.anchors is not None and _judges(checkpoint)
+
+
+def _judges(checkpoint: Checkpoint) -> bool:
+    """Whether it is a reward model already: what one is first trained from is none yet."""
+    return checkpoints.is_reward_model(checkpoint.path)
 
 
 @dataclass(frozen=True)
@@ -98,6 +117,9 @@ class Questions:
 def questions(context: Context, round: Round, checkpoint: Checkpoint) -> Iterator[Questions]:
     """All that a checkpoint is asked in a round, in order."""
     store, model, own = context.store, checkpoint.model, context.config.evaluate
+    if not context.writes(model):
+        yield from _anchored(context, round, model)
+        return
     held = [prompt for split in HELD_OUT for prompt in store.prompts(split, "held_out")]
     judge, fixed = context.config.judge(model), own.judge
     also = (judge,) if _is_free(context, judge) and judge.label != fixed.label else ()
@@ -111,11 +133,25 @@ def questions(context: Context, round: Round, checkpoint: Checkpoint) -> Iterato
         sampling = Sampling(temperature=0.0, max_tokens=suite.max_tokens, stop=suite.stop)
         prompts = store.prompts("gate", name)
         yield Questions(rows, prompts, _sampled(context, rows, sampling, 1), (suite.judge,))
-    if own.anchors is not None:
-        rows = Rows(round, f"{model}:anchors", "anchor")
-        written = _written(context, rows, own.anchors.generator)
-        judges = (fixed,) if judge.label == fixed.label else (fixed, judge)
-        yield Questions(rows, store.prompts("anchor"), written, judges)
+    yield from _anchored(context, round, model)
+
+
+def _anchored(context: Context, round: Round, model: str) -> Iterator[Questions]:
+    """What the judge that a model chooses by, or the model itself, is asked about the anchors."""
+    fixed, anchors = context.config.evaluate.judge, context.config.evaluate.anchors
+    if anchors is None:
+        return
+    judge = _on_trial(context, model)
+    rows = Rows(round, f"{model}:anchors", "anchor")
+    written = _written(context, rows, anchors.generator)
+    judges = (fixed,) if judge.label == fixed.label else (fixed, judge)
+    yield Questions(rows, context.store.prompts("anchor"), written, judges)
+
+
+def _on_trial(context: Context, model: str) -> Role:
+    """The judge that anchors tell about, with a model."""
+    own = None if context.writes(model) else context.config.judge_by(model)
+    return own or context.config.judge(model)
 
 
 def _is_free(context: Context, judge: Role) -> bool:
@@ -176,17 +212,17 @@ def _last_judged(context: Context, round: Round, track: str, judge: str) -> list
 def measure_checkpoint(context: Context, round: Round, checkpoint: Checkpoint) -> list[Evaluation]:
     """Every number of a checkpoint whose answers are judged."""
     store, model, own = context.store, checkpoint.model, context.config.evaluate
-    judge, fixed, id = context.config.judge(model), own.judge, cast(int, round.id)
+    judge, fixed, id = _on_trial(context, model), own.judge, cast(int, round.id)
     seed = context.call(round, model, "evaluate").seed_for("bootstrap")
     answers = store.answers(id, model, fixed.label)
     found = [
         each for split in HELD_OUT for each in measure(model, split, answers, fixed.label, seed)
     ]
-    if _is_free(context, judge):
+    if answers and _is_free(context, judge):
         chosen = store.answers(id, model, judge.label)
         left_to_teach = gap(model, "gate", answers, chosen, judge.label, seed)
         found += [] if left_to_teach is None else [left_to_teach]
-    for name, suite in own.suite.items():
+    for name, suite in own.suite.items() if answers else ():
         answers = store.answers(id, f"{model}:{name}", suite.judge.label)
         measured = measure(model, "gate", answers, suite.judge.label, seed)
         greedy = [each for each in measured if each.metric != "accuracy_sampled"]
@@ -201,7 +237,7 @@ def measure_checkpoint(context: Context, round: Round, checkpoint: Checkpoint) -
             for bell, sentence in rung(context.config.alarms, anchored(on_anchors)):
                 context.progress.say(f"alarm {bell}: model {model}, its judge {sentence}")
         found += on_anchors
-    for name, command in own.command.items():
+    for name, command in own.command.items() if context.writes(model) else ():
         context.check()
         context.close_policy()  # the command may need the memory
         context.progress.say(f"round {round.number}  {model}: {name} measures {checkpoint.path}")

@@ -64,27 +64,47 @@ def paired(
     return [before[each] for each in both], [after[each] for each in both]
 
 
-def over_runs(runs: Sequence[Sequence[float]], seed: int = 0) -> Interval:
+def over_runs(
+    runs: Sequence[Sequence[float]], seed: int = 0, less: Sequence[Sequence[float]] | None = None
+) -> Interval:
     """Of values a run and prompt: the mean over runs of the mean over prompts, with a 95 %
     interval by percentile bootstrap over runs and, within each run drawn, over its prompts.
 
-    Of one run, the interval is over prompts alone. Source: Davison and Hinkley (1997), section
-    3.8, resampling with replacement at both levels.
+    less: values a run that are taken off, each run's drawn apart from those that they are taken
+    off, because they are of other prompts. Of one run, the interval is over prompts alone.
+    Source: Davison and Hinkley (1997), section 3.8, resampling with replacement at both levels.
     """
     random = numpy.random.default_rng(seed)
     drawn = random.integers(0, len(runs), (RESAMPLES, len(runs)))
     means = numpy.zeros(RESAMPLES)
-    for place, run in enumerate(runs):
-        values = numpy.asarray(run, dtype=numpy.float64)
-        rows = numpy.nonzero(drawn == place)[0]
-        for start in range(0, len(rows), 500):  # 500 rows at a time bounds the memory
-            own = rows[start : start + 500]
-            picked = values[random.integers(0, len(values), (len(own), len(values)))]
-            numpy.add.at(means, own, picked.mean(axis=1))
+    sides = [(1.0, runs)] if less is None else [(1.0, runs), (-1.0, less)]
+    for sign, values_of in sides:
+        for place, run in enumerate(values_of):
+            values = numpy.asarray(run, dtype=numpy.float64)
+            rows = numpy.nonzero(drawn == place)[0]
+            for start in range(0, len(rows), 500):  # 500 rows at a time bounds the memory
+                own = rows[start : start + 500]
+                picked = values[random.integers(0, len(values), (len(own), len(values)))]
+                numpy.add.at(means, own, sign * picked.mean(axis=1))
     means /= len(runs)
     tail = (1 - LEVEL) / 2 * 100
     low, high = numpy.percentile(means, [tail, 100 - tail])
-    return float(numpy.mean([numpy.mean(run) for run in runs])), float(low), float(high)
+    found = sum(sign * numpy.mean([numpy.mean(run) for run in each]) for sign, each in sides)
+    return float(found), float(low), float(high)
+
+
+def difference(
+    ours: Sequence[Mapping[str, float]], theirs: Sequence[Mapping[str, float]], seed: int = 0
+) -> Interval:
+    """Ours less theirs, run by run: item by item where both have the same items."""
+    both = list(zip(ours, theirs, strict=True))
+    if any(not one or not other for one, other in both):
+        raise ValueError("a run without values has nothing to be compared")
+    if all(one.keys() == other.keys() for one, other in both):
+        return over_runs([[one[item] - other[item] for item in one] for one, other in both], seed)
+    return over_runs(
+        [list(each.values()) for each in ours], seed, [list(each.values()) for each in theirs]
+    )
 
 
 def achieved(store: Store, config: Config, checkpoint: Checkpoint | None = None) -> Table:

@@ -121,6 +121,19 @@ def first(checkpoint: Checkpoint, incumbent: Checkpoint) -> Decision:
     )
 
 
+def unmeasured(checkpoint: Checkpoint, incumbent: Checkpoint) -> Decision:
+    """A model that judges and is not measured is as good as its examples."""
+    return Decision(
+        model=checkpoint.model,
+        checkpoint_id=checkpoint.id,
+        incumbent_id=incumbent.id,
+        decision="accept",
+        rule="unmeasured",
+        reason="a reward model is measured on [evaluate.anchors], by the judge that asks it, and "
+        "there is none of these",
+    )
+
+
 def alarmed(checkpoint: Checkpoint, incumbent: Checkpoint, reason: str) -> Decision:
     """What a judge taught that is known to be bad replaces nothing."""
     return Decision(
@@ -186,9 +199,17 @@ def heard(store: Store, config: Config, checkpoint: Checkpoint) -> Scores:
     """What the gate compares of a checkpoint: prompt -> scores, or place -> a command's item."""
     id = cast(int, checkpoint.id)
     if config.gate.by == "held_out":
-        return store.scores(id, "gate", config.evaluate.judge.label)
+        scores = store.scores(id, "gate", config.evaluate.judge.label)
+        return scores or _judged(store, id)
     name, _, metric = config.gate.by.partition(".")
     return {place: [item] for place, item in enumerate(_items(store, id, name, metric))}
+
+
+def _judged(store: Store, id: int) -> Scores:
+    """Of a reward model, which answers nothing: its agreement with the truth, anchor by anchor."""
+    found = store.evaluations(id)
+    items = next((each.items for each in found if each.metric == "agreement"), None)
+    return {place: [item] for place, item in enumerate(items or ())}
 
 
 def is_heard(measured: Evaluation, by: str) -> bool:

@@ -19,14 +19,15 @@ from langgraph.runtime import Runtime
 
 from loop import gate as rules
 from loop import health
+from loop.asked import Asking
 from loop.context import STAGES, Context, Counted, Rows, StoredHistory
-from loop.evaluation import ask, hold_out, measure_checkpoint, questions, under_test
+from loop.evaluation import ask, hold_out, is_measured, measure_checkpoint, questions, under_test
 from loop.mixing import learned_from
 from loop.retention import tidy
 from loop.work import add_bases, checked, judge_asked, sample, train_model
 from roles.protocols import Filter, Generator, Policy, Proposer
 from store.errors import UserError
-from store.records import Checkpoint, Decision, Example, Group, Prompt, Round
+from store.records import Call, Checkpoint, Decision, Example, Group, Prompt, Round
 
 NO_STEP_LIMIT = 1 << 62
 """LangGraph counts steps against a limit that is meant for agents; a run has its own rules."""
@@ -129,11 +130,15 @@ def propose(state: State, runtime: Runtime[Context]) -> None:
                 continue
             context.check()
             proposer = cast(Proposer, context.role(track.proposer))
-            policy = Counted(context.policy(store.incumbent(track.model)))
+            policy = Counted(
+                context.policy(store.incumbent(track.asked))
+                if track.proposer.model is None
+                else Asking(context, track.model, None).proposing(track.proposer)
+            )
             prompts = proposer.propose(
                 track.prompts,
                 "train",
-                StoredHistory(store),
+                StoredHistory(store, config),
                 cast(Policy, policy),
                 context.call(round, name, "propose"),
             )
@@ -150,7 +155,7 @@ def generate(state: State, runtime: Runtime[Context]) -> None:
         for name, track in tracks.items():
             generator = cast(Generator, context.role(track.generator))
             call = context.call(round, name, "generate")
-            writer = context.store.incumbent(track.model)
+            writer = context.store.incumbent(track.asked)
 
             def answer(prompts: Sequence[Prompt], policy: Policy) -> list[Any]:
                 return generator.generate(prompts, policy, call)  # noqa: B023 - used at once
@@ -177,11 +182,13 @@ def filter(state: State, runtime: Runtime[Context]) -> None:
             if store.is_filtered(cast(int, round.id), name):
                 continue
             groups = [group for group in store.groups(*rows.key) if group.candidates]
-            judgements = store.judgements(*rows.key, track.judge.label)
             selecting = cast(Filter, context.role(track.filter))
+            with_verdicts = bool(getattr(selecting, "reads_verdicts", False))
+            judgements = store.judgements(*rows.key, track.judge.label, verdicts=with_verdicts)
             call = context.call(round, name, "filter")
-            selection = selecting.select(groups, judgements, StoredHistory(store), call)
-            _refuse_examples(selection.examples, groups, track.filter.use)
+            history = StoredHistory(store, context.config)
+            selection = selecting.select(groups, judgements, history, call)
+            _refuse_examples(selection.examples, groups, history, call, track.filter.use)
             kept = {example.asked_id for example in selection.examples}
             dropped = {drop.asked_id for drop in selection.dropped}
             asked = {group.asked_id for group in groups}
@@ -195,11 +202,22 @@ def filter(state: State, runtime: Runtime[Context]) -> None:
         store.close_round(cast(int, round.id), "no_examples")
 
 
-def _refuse_examples(examples: Sequence[Example], groups: Sequence[Group], filter: str) -> None:
-    """An example's answers are answers to its own prompt."""
+def _refuse_examples(
+    examples: Sequence[Example],
+    groups: Sequence[Group],
+    history: StoredHistory,
+    call: Call,
+    filter: str,
+) -> None:
+    """An example's answers are answers to its own prompt, in this round or before."""
     own = {group.asked_id: {each.id for each in group.candidates} for group in groups}
+    asked_before = False
     for each in examples:
         sides = {each.chosen.id} | (set() if each.rejected is None else {each.rejected.id})
+        if not asked_before and not sides <= own.get(each.asked_id, set()):
+            asked_before = True
+            for asked_id, answers in history.earlier(call).items():
+                own.get(asked_id, set()).update(answer.candidate.id for answer in answers)
         if not sides <= own.get(each.asked_id, set()):
             raise RuntimeError(
                 f"filter {filter!r} made an example of asked prompt {each.asked_id} from "
@@ -271,6 +289,8 @@ def _compare(
     store, config = context.store, context.config
     if (rang := health.stopping(store, config)) is not None:
         return rules.alarmed(checkpoint, incumbent, rang)
+    if checkpoint.status != "diverged" and not is_measured(context, checkpoint):
+        return rules.unmeasured(checkpoint, incumbent)
     seed = context.call(round, checkpoint.model, "gate").seed_for("bootstrap")
     measured = checkpoint.status != "diverged"
     new, old = (

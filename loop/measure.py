@@ -67,6 +67,11 @@ def judging(
         _evaluation(model, "anchor", metric, values, judge, seed)
         for metric, values in per_prompt.items()
     ]
+    told_apart = tuple(share for each in both if (share := _told_apart(*each)) is not None)
+    found = [
+        replace(each, items=told_apart) if each and each.metric == "agreement" else each
+        for each in found
+    ]
     scores = Counter(each.score for group in said for each in group if each.score is not None)
     if scores:
         modal = scores.most_common(1)[0][1] / scores.total()
@@ -117,6 +122,27 @@ def _orders(truth: Sequence[Answer], judged: Sequence[Answer]) -> list[tuple[int
         for (real, said), (other_real, other_said) in combinations(both, 2)
         if real != other_real
     ]
+
+
+def _told_apart(truth: Sequence[Answer], judged: Sequence[Answer]) -> float | None:
+    """The share of a prompt's pairs that differ in truth in which the judge says the same, and one
+    that it says nothing of counting half: so a prompt has a share whatever the judge says."""
+    shares = [
+        0.5
+        if None in (said.score, other_said.score)
+        else _agrees(real, other_real, said, other_said)
+        for (real, said), (other_real, other_said) in combinations(
+            list(zip(truth, judged, strict=True)), 2
+        )
+        if None not in (real.score, other_real.score) and real.score != other_real.score
+    ]
+    return _mean(shares) if shares else None
+
+
+def _agrees(real: Answer, other_real: Answer, said: Answer, other_said: Answer) -> float:
+    wanted = _sign((real.score or 0.0) - (other_real.score or 0.0))
+    given = _sign((said.score or 0.0) - (other_said.score or 0.0))
+    return 0.5 if given == 0 else float(given == wanted)
 
 
 def _mean_of(orders: Sequence[tuple[int, int]], *, ties: float) -> float | None:

@@ -107,7 +107,7 @@ def begin(config: Config, runs: Path, name: str, roles: dict[int, Any]) -> Path:
     try:
         for folder in (root, root / "checkpoints", root / "logs"):
             folder.mkdir(parents=True)
-        _write_config(root, config)
+        write_config(root, config)
         store = Store(root / DATABASE, create=True)
         store.create_run(
             Run(
@@ -147,13 +147,14 @@ def update(root: Path, config: Config) -> list[dict[str, Any]]:
         store.change_config(config.model_dump(mode="json"), changes)
         store.close()
         try:
-            _write_config(root, config)
+            write_config(root, config)
         except OSError as error:
             raise UserError(f"cannot write {root / 'config.json'}: {error.strerror}") from error
     return changes
 
 
-def _write_config(root: Path, config: Config) -> None:
+def write_config(root: Path, config: Config) -> None:
+    """What a run is, beside its store, for people to read."""
     made = root / "config.json.new"
     made.write_text(json.dumps(config.model_dump(mode="json"), indent=2) + "\n")
     made.replace(root / "config.json")

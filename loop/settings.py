@@ -43,7 +43,8 @@ class Frozen(BaseModel):
 class Role(Frozen):
     """Which class fills a role, and the options it is made with.
 
-    A judge also has: whose model it asks, and whether it sees what stands in <think>.
+    A judge and a proposer also have: whose model they ask; a judge, whether it sees what stands in
+    <think>.
     """
 
     use: str
@@ -78,7 +79,7 @@ class Role(Frozen):
 
 def is_frozen(model: str | None) -> bool:
     """Whether what a judge asks is no model, or one that the run does not improve."""
-    return model is None or model.startswith(("checkpoint:", "server:"))
+    return model is None or model.startswith(("checkpoint:", "base:", "server:"))
 
 
 def _refuse_endless(found: Any, place: str = "") -> None:
@@ -96,12 +97,20 @@ def _refuse_endless(found: Any, place: str = "") -> None:
 class Track(Frozen):
     """One line of propose, generate, judge, filter inside a round."""
 
-    model: str = Field("policy", description="which model it samples and makes examples for")
+    model: str = Field("policy", description="which model it makes examples for")
+    writer: str | None = Field(
+        None, description="which model writes its candidates, where that is another"
+    )
     prompts: StrictInt = Field(256, ge=1, description="prompts asked a round")
     proposer: Role
     generator: Role
     judge: Role
     filter: Role
+
+    @property
+    def asked(self) -> str:
+        """The model that proposers and generators ask."""
+        return self.writer or self.model
 
 
 class Warmup(Frozen):
@@ -157,9 +166,17 @@ class Model(Frozen):
     fresh_adapter: StrictBool = Field(
         False, description="merge an adapter before each round, and train a new one"
     )
+    warmup_from: str | None = Field(
+        None,
+        description="the model that its warm-up begins from, when that one's is over, in place of "
+        "what lies at its own path",
+    )
     mix: Mix = Mix()
     engine: Role
     trainer: Role
+    warmup_trainer: Role | None = Field(
+        None, description="what trains it in the warm-up, where that is not warmup.trainer"
+    )
 
     @model_validator(mode="after")
     def _has_a_template_already(self) -> Model:
@@ -460,9 +477,27 @@ class Config(Frozen):
         for name, track in (*self.track.items(), *self.tracks(0).items()):
             if track.model not in self.models:
                 raise ValueError(f"track {name!r} is of model {track.model!r}, which is not there")
-        idle = set(self.models) - {track.model for track in self.track.values()}
-        if idle:
-            raise ValueError(f"no track makes examples for model {sorted(idle)[0]!r}")
+            if track.asked not in self.models:
+                raise ValueError(f"track {name!r} asks model {track.asked!r}, which is not there")
+        tracks = (*self.track.values(), *self.tracks(0).values())
+        busy = {track.model for track in tracks} | {track.asked for track in tracks}
+        roles = (role for track in tracks for role in (track.judge, track.proposer))
+        asked = {role.model for role in roles}
+        busy |= {each for each in self.models if {f"model:{each}", f"base:{each}"} & asked}
+        if idle := set(self.models) - busy:
+            raise ValueError(f"no track makes examples for model {sorted(idle)[0]!r}, or asks it")
+        return self
+
+    @model_validator(mode="after")
+    def _models_are_warmed_up_in_order(self) -> Config:
+        names = list(self.models)
+        for place, (name, model) in enumerate(self.models.items()):
+            if model.warmup_from is not None and model.warmup_from not in names[:place]:
+                before = ", ".join(names[:place]) or "none"
+                raise ValueError(
+                    f"the warm-up of model {name!r} begins from {model.warmup_from!r}, which is "
+                    f"none of the models before it ({before})"
+                )
         return self
 
     @model_validator(mode="after")
@@ -498,17 +533,27 @@ class Config(Frozen):
         for model in self.models.values():
             yield "engine", model.engine
             yield "trainer", model.trainer
+            if model.warmup_trainer is not None:
+                yield "trainer", model.warmup_trainer
         if self.warmup is not None:
             yield "trainer", self.warmup.trainer
 
     def judge(self, model: str) -> Role:
-        """The judge whose choices a model is trained on: its first track's."""
-        return next(track.judge for track in self.track.values() if track.model == model)
+        """The judge whose choices a model is trained on: its first track's. Of a model that no
+        track is of, which is only asked, that of [evaluate]."""
+        own = (track.judge for track in self.track.values() if track.model == model)
+        return next(own, self.evaluate.judge)
+
+    def judge_by(self, model: str) -> Role | None:
+        """The judge that asks a model which the run trains to judge; None when none does."""
+        own = (track.judge for track in self.track.values())
+        return next((each for each in own if each.model == f"model:{model}"), None)
 
     def trainer(self, round: int, model: str) -> Role:
+        own = self.models[model]
         if round == 0 and self.warmup is not None:
-            return self.warmup.trainer
-        return self.models[model].trainer
+            return own.warmup_trainer or self.warmup.trainer
+        return own.trainer
 
     @property
     def identity(self) -> str:

@@ -177,7 +177,7 @@ def _read(root: Path) -> Reading:
         if not over:
             raise UserError(f"{root} has measured nothing yet: its round 0 is not over")
         best, base = retention.best_checkpoint(store, name), store.beginning(name)
-        after = _standings(store, config, name, cast(int, base.id), over)
+        after = standings(store, config, name, cast(int, base.id), over)
         judge = config.evaluate.judge.label
         ids = {cast(int, each.id) for each in (best, base)} | {each.checkpoint for each in after}
         values = {id: by_prompt(store, id, judge) for id in ids}
@@ -198,9 +198,10 @@ def _read(root: Path) -> Reading:
         )
 
 
-def _standings(
+def standings(
     store: Store, config: Config, model: str, base: int, over: Sequence[Table]
 ) -> tuple[Standing, ...]:
+    """By round, of those that are over. base: the checkpoint that the rounds began from."""
     kept = {"accept"} | ({"undecided"} if config.gate.undecided == "keep" else set())
     advanced = {
         row["round"]: row["checkpoint"]

@@ -165,10 +165,11 @@ WHERE asked_in.number > made.number
 PARENTS = """
 SELECT child.id AS checkpoint, child.model AS model, child.parent_id AS parent
 FROM checkpoint AS child LEFT JOIN checkpoint AS parent ON parent.id = child.parent_id
+JOIN round ON round.id = child.round_id
 WHERE (child.parent_id IS NULL
        AND child.id <> (SELECT min(id) FROM checkpoint WHERE model = child.model))
    OR parent.id >= child.id
-   OR parent.model <> child.model
+   OR (parent.model <> child.model AND round.number > 0)
 """
 
 PROMPTS = "SELECT id, messages, digest FROM prompt WHERE id > :after ORDER BY id LIMIT 5000"

@@ -16,7 +16,7 @@ from pydantic import TypeAdapter
 
 from judges.asking import unlike
 from loop.asked import Asking
-from loop.context import Context, Rows
+from loop.context import Context, Counted, Rows
 from loop.health import keep_health, refuse_unscored
 from loop.settings import Config, Role
 from roles.protocols import Judge, Policy, Trainer
@@ -101,9 +101,9 @@ def sample(
         if context.spent():
             return
         groups = context.store.groups(*rows.key, batch)
-        policy = context.policy(writer)
+        policy = Counted(context.policy(writer))
         with context.timed("in policy"):
-            answers = answer([group.prompt for group in groups], policy)
+            answers = answer([group.prompt for group in groups], cast(Policy, policy))
         if len(answers) != len(groups):
             raise RuntimeError(f"asked {len(groups)} prompts, got answers to {len(answers)}")
         by_asked = {group.asked_id: each for group, each in zip(groups, answers, strict=True)}
@@ -112,7 +112,7 @@ def sample(
             for group in groups
             if not by_asked[group.asked_id]
         }
-        context.store.add_candidates(*rows.key, writer.id, by_asked, lost)
+        context.store.add_candidates(*rows.key, writer.id, by_asked, lost, policy.tokens)
         context.progress.advance_by(len(groups))
 
 
@@ -231,7 +231,9 @@ def train_model(context: Context, round: Round, model: str, examples: Sequence[E
 def _start(context: Context, round: Round, model: str) -> Checkpoint:
     """Where the round's training begins."""
     store, own = context.store, context.config.models[model]
-    if round.number == 0 or own.start_from == "incumbent":
+    if round.number == 0 and own.warmup_from is not None:
+        start = store.beginning(own.warmup_from)
+    elif round.number == 0 or own.start_from == "incumbent":
         start = store.incumbent(model)
     elif own.start_from == "base":
         start = store.beginning(model)

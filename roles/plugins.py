@@ -102,6 +102,25 @@ def load(role: str, spec: str, options: Mapping[str, Any]) -> Any:
     return made(role, spec, found, valid)
 
 
+def inner(role: str, table: Any, place: str) -> Any:
+    """The role that another one's option says it is made of: a table with `use`, or a name alone.
+
+    place: the option, in words. Raises UserError as `load` does.
+    """
+    options = {"use": table} if isinstance(table, str) else dict(table or {})
+    use = options.pop("use", None)
+    if not isinstance(use, str):
+        raise UserError(
+            f'{place} is a table of a {role}, as in {{ use = "{_USUAL[role]}", ... }}; '
+            f"found {table}"
+        )
+    return load(role, use, options)
+
+
+_USUAL = {"proposer": "reasoning_gym", "generator": "sampler"}
+"""What is often used inside another role."""
+
+
 def checked_options(
     role: str, spec: str, found: type, options: Mapping[str, Any]
 ) -> dict[str, Any]:

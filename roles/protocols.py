@@ -6,7 +6,7 @@ every call because it changes every round, and can be tried without a database.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -14,6 +14,7 @@ from store.records import (
     Call,
     Checkpoint,
     Completion,
+    Earlier,
     Example,
     Group,
     Judgement,
@@ -125,6 +126,19 @@ class History(Protocol):
         """The prompts of these splits that this run has, in the order they came."""
         ...
 
+    def asked_in(self, call: Call) -> list[Prompt]:
+        """The prompts that were asked for training in the round and track of a call, in order."""
+        ...
+
+    def judged(self, call: Call) -> list[tuple[Group, list[Judgement]]]:
+        """What was answered in the round and track of a call, and what its judge concluded."""
+        ...
+
+    def earlier(self, call: Call) -> Mapping[int, Sequence[Earlier]]:
+        """Of a filter's call: asked id of a group -> what earlier rounds of its track answered to
+        the same prompt, oldest first. Examples may be made of those as well."""
+        ...
+
 
 @runtime_checkable
 class Proposer(Protocol):
@@ -161,8 +175,9 @@ class Judge(Protocol):
 class Filter(Protocol):
     """Judgements to examples.
 
-    A filter that says `gives` and a trainer that says `learns_from`, each a kind of example, are
-    checked against each other before a run begins.
+    A filter that says `reads_verdicts` gets judgements with the verdicts behind them, which it is
+    otherwise spared. A filter that says `gives` and a trainer that says `learns_from`, each a kind
+    of example, are checked against each other before a run begins.
     """
 
     def select(

@@ -81,6 +81,15 @@ def measure(path: Path, model: str, *, parent_id: int | None = None) -> Checkpoi
     )
 
 
+def is_reward_model(path: Path) -> bool:
+    """Whether what lies in a folder scores conversations and writes none."""
+    config = path / "config.json"
+    if not config.is_file():
+        return False
+    kinds = json.loads(config.read_text(encoding="utf-8")).get("architectures") or []
+    return any("SequenceClassification" in kind for kind in kinds)
+
+
 def intact(checkpoint: Checkpoint) -> bool:
     """Whether the folder still holds, byte for byte, what was recorded."""
     return checkpoint.path.is_dir() and _digest(checkpoint.path)[0] == checkpoint.digest

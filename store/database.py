@@ -6,10 +6,13 @@ checkpoints and what was decided on them.
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, cast
 
 from sqlalchemy import update
@@ -43,7 +46,7 @@ from store.tables import (
     TrainingStepRow,
 )
 
-SAMPLED = ("generated_tokens", "judge_tokens", "proposed_tokens")
+SAMPLED = ("generated_tokens", "judge_tokens", "proposed_tokens", "making_tokens")
 """How a round counts the tokens that were sampled in it."""
 
 
@@ -63,6 +66,25 @@ class Store(Stages):
             session.add(made)
             session.flush()
             self._run_id = cast(int, made.id)
+
+    def fork_run(self, forked: Run, changes: Sequence[dict[str, Any]]) -> None:
+        """Make of a copy of a run's store the store of a run of its own, which goes on."""
+        told = ("uuid", "name", "config", "identity", "parent_uuid", "parent_path")
+        with self._write() as session:
+            run = session.get_one(RunRow, self._run_id)
+            for key in told:
+                setattr(run, key, getattr(forked, key))
+            when = now().isoformat(sep=" ", timespec="seconds")
+            run.changes = [*run.changes, *({"when": when, **change} for change in changes)]
+            run.status, run.stop_requested = "interrupted", False
+            run.driver, run.driver_seen = None, None
+            run.started, run.ended = now(), None
+
+    def copy_to(self, file: Path) -> None:
+        """A whole copy of the database, also while somebody reads or writes it."""
+        source: Any = self._engine.raw_connection()
+        with contextlib.closing(source), contextlib.closing(sqlite3.connect(file)) as copy:
+            source.driver_connection.backup(copy)
 
     def run(self) -> Run | None:
         """The run that this store belongs to. None until it was created."""

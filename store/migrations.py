@@ -307,10 +307,16 @@ def m003_members_and_health(connection: Connection) -> None:
     )
 
 
+def m004_how_a_candidate_was_made(connection: Connection) -> None:
+    connection.execute(text("ALTER TABLE candidate ADD COLUMN made_as VARCHAR"))
+    connection.execute(text("ALTER TABLE candidate ADD COLUMN made_with VARCHAR"))
+
+
 MIGRATIONS: tuple[Callable[[Connection], None], ...] = (
     m001_the_first_tables,
     m002_suites_labels_and_items,
     m003_members_and_health,
+    m004_how_a_candidate_was_made,
 )
 LATEST = len(MIGRATIONS)
 

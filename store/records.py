@@ -110,6 +110,10 @@ class Completion:
     sampling: Sampling | None = None
     trained_mask: tuple[bool, ...] | None = None
     """Which of token_ids are trained on. None is all of them."""
+    made_as: Text | None = None
+    """What its generator calls it, where that makes several kinds: "revised", say."""
+    made_with: Text | None = None
+    """What else was written to make it: a critique, say."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -242,6 +246,15 @@ class Example:
         for name, value in (("margin", self.margin), ("weight", self.weight)):
             if value is not None and not math.isfinite(value):
                 raise ValueError(f"the {name} of an example is a finite number, found {value}")
+
+
+class Earlier(NamedTuple):
+    """An answer that an earlier round had to a prompt that is asked again."""
+
+    round: int
+    candidate: Candidate
+    judgement: Judgement | None
+    """By the judge of its track, as it is now. None when that one never saw it."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -23,6 +23,7 @@ from store.records import (
     Round,
     Run,
     Sampling,
+    Verdict,
 )
 
 R = TypeVar("R")
@@ -112,20 +113,23 @@ def candidate_row(
         "logprob": completion.logprob,
         "seed": completion.seed,
         "sampling": sampling,
+        "made_as": completion.made_as,
+        "made_with": completion.made_with,
         "checkpoint_id": checkpoint_id,
     }
 
 
 CANDIDATE_COLUMNS = (
     *("id", "asked_id", "index", "text", "token_ids", "trained_mask", "finish_reason", "logprob"),
-    *("seed", "sampling", "checkpoint_id"),
+    *("seed", "sampling", "made_as", "made_with", "checkpoint_id"),
 )
 """In the order in which candidate_record takes them, `sampling` as the text of its JSON."""
 
 
 def candidate_record(row: Any) -> Candidate:
     """Taken apart by place: it is by far the most read record."""
-    id, asked_id, index, text, ids, mask, finish, logprob, seed, sampling, checkpoint_id = row
+    id, asked_id, index, text, ids, mask, finish, logprob, seed, *rest = row
+    sampling, made_as, made_with, writer = rest
     return _made(
         Candidate,
         id=id,
@@ -138,11 +142,13 @@ def candidate_record(row: Any) -> Candidate:
         logprob=logprob,
         seed=seed,
         sampling=None if sampling is None else _sampling(sampling),
-        checkpoint_id=checkpoint_id,
+        made_as=made_as,
+        made_with=made_with,
+        checkpoint_id=writer,
     )
 
 
-def judgement_record(row: Any) -> Judgement:
+def judgement_record(row: Any, verdicts: tuple[Verdict, ...] = ()) -> Judgement:
     return _made(
         Judgement,
         id=row.id,
@@ -151,8 +157,12 @@ def judgement_record(row: Any) -> Judgement:
         status=row.status,
         reason=row.reason,
         variance=row.variance,
-        verdicts=(),
+        verdicts=verdicts,
     )
+
+
+def verdict_record(row: Any) -> Verdict:
+    return _made(Verdict, **{each.name: getattr(row, each.name) for each in fields(Verdict)})
 
 
 def checkpoint_record(row: Any) -> Checkpoint:

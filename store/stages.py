@@ -12,6 +12,7 @@ from dataclasses import asdict
 from typing import Any, cast
 
 from sqlalchemy import exists, func, text
+from sqlalchemy.orm import aliased
 from sqlmodel import Session, col, select
 
 from store import rows
@@ -19,6 +20,7 @@ from store.records import (
     Answer,
     Candidate,
     Completion,
+    Earlier,
     Example,
     Group,
     Health,
@@ -27,6 +29,7 @@ from store.records import (
     Purpose,
     Selection,
     Split,
+    Verdict,
 )
 from store.session import Database, candidate_columns, columns, insert_rows, of_asked
 from store.tables import (
@@ -115,6 +118,13 @@ class Stages(Database):
         )
         return frozenset(row["digest"] for row in found)
 
+    def asked_prompts(self, round_id: int, track: str) -> list[Prompt]:
+        """Those asked for training in a round and track, in the order they were asked."""
+        chosen = of_asked(columns(PromptRow).join(AskedRow), round_id, track, "train")
+        with self._read() as session:
+            found = session.connection().execute(chosen.order_by(col(AskedRow.id)))
+            return [rows.prompt_record(row) for row in found]
+
     def is_asked(self, round_id: int, track: str, purpose: Purpose) -> bool:
         with self._read() as session:
             return (
@@ -199,10 +209,12 @@ class Stages(Database):
         checkpoint_id: int | None,
         completions: Mapping[int, Sequence[Completion]],
         lost: Mapping[int, str] | None = None,
+        sampled_tokens: int | None = None,
     ) -> None:
         """Write a batch: asked id -> its completions. What nobody sampled has no checkpoint.
 
         lost: asked id -> why it has no completion, for those that have none.
+        sampled_tokens: in all, also for what was written on the way to a completion.
         """
         made: list[dict[str, Any]] = []
         generated = 0
@@ -219,6 +231,7 @@ class Stages(Database):
                 )
         dropped = [{"asked_id": id, "reason": reason} for id, reason in (lost or {}).items()]
         reasons = Counter(f"dropped {each['reason']}" for each in dropped)
+        beside = 0 if sampled_tokens is None else sampled_tokens - generated
         with self._write() as session:
             insert_rows(session, CandidateRow, made)
             insert_rows(session, DroppedRow, dropped)
@@ -229,6 +242,7 @@ class Stages(Database):
                 candidates=len(made),
                 generated_tokens=generated,
                 truncated=sum(row["finish_reason"] == "length" for row in made),
+                **({"making_tokens": beside} if beside else {}),
                 **({"dropped": len(dropped), **reasons} if dropped else {}),
             )
 
@@ -294,9 +308,16 @@ class Stages(Database):
             )
 
     def judgements(
-        self, round_id: int, track: str, purpose: Purpose, judge: str, batch: int | None = None
+        self,
+        round_id: int,
+        track: str,
+        purpose: Purpose,
+        judge: str,
+        batch: int | None = None,
+        *,
+        verdicts: bool = False,
     ) -> list[Judgement]:
-        """What `judge` concluded, without the verdicts."""
+        """What `judge` concluded, with or without the verdicts behind it."""
         with self._read() as session:
             chosen = columns(JudgementRow).join(CandidateRow).join(AskedRow)
             chosen = of_asked(chosen, round_id, track, purpose)
@@ -304,7 +325,17 @@ class Stages(Database):
             if batch is not None:
                 chosen = chosen.where(AskedRow.batch == batch)
             found = session.connection().execute(chosen.order_by(col(JudgementRow.id)))
-            return [rows.judgement_record(row) for row in found]
+            said: dict[int, list[Verdict]] = defaultdict(list)
+            if verdicts:
+                heard = columns(VerdictRow)
+                heard = heard.join(CandidateRow, col(CandidateRow.id) == VerdictRow.candidate_id)
+                heard = of_asked(heard.join(AskedRow), round_id, track, purpose)
+                heard = heard.where(VerdictRow.judge == judge, VerdictRow.round_id == round_id)
+                for row in session.connection().execute(heard.order_by(col(VerdictRow.id))):
+                    said[row.candidate_id].append(rows.verdict_record(row))
+            return [
+                rows.judgement_record(row, tuple(said.get(row.candidate_id, ()))) for row in found
+            ]
 
     def answers(self, round_id: int, model: str, judge: str) -> list[Answer]:
         """A model's answers to held-out prompts in a round, prompt by prompt, as `judge` saw them.
@@ -502,6 +533,40 @@ class Stages(Database):
                 **reasons,
             )
 
+    def earlier(self, round_id: int, track: str, judge: str) -> dict[int, list[Earlier]]:
+        """What earlier rounds of a track answered to prompts that this one asks again.
+
+        Asked id in this round -> those answers, oldest first, as `judge` saw them.
+        """
+        now, then = aliased(AskedRow), aliased(AskedRow)
+        with self._read() as session:
+            again = session.exec(
+                select(then.id, now.id, RoundRow.number)
+                .join(now, col(now.prompt_id) == then.prompt_id)
+                .join(RoundRow, col(RoundRow.id) == then.round_id)
+                .where(now.round_id == round_id, now.track == track, now.purpose == "train")
+                .where(then.track == track, then.purpose == "train", then.round_id < round_id)
+                .where(RoundRow.number > 0)
+            )
+            places = {cast(int, id): (cast(int, asked), number) for id, asked, number in again}
+            answers: list[Candidate] = []
+            judged: dict[int, Judgement] = {}
+            ids = list(places)
+            for start in range(0, len(ids), 10_000):
+                some = ids[start : start + 10_000]
+                asked = candidate_columns().where(col(CandidateRow.asked_id).in_(some))
+                found = session.connection().execute(asked.order_by(CandidateRow.id))
+                answers += map(rows.candidate_record, found)
+                said = columns(JudgementRow).join(CandidateRow)
+                said = said.where(col(CandidateRow.asked_id).in_(some), JudgementRow.judge == judge)
+                for each in map(rows.judgement_record, session.connection().execute(said)):
+                    judged[each.candidate_id] = each
+        known: dict[int, list[Earlier]] = defaultdict(list)
+        for answer in answers:
+            asked_id, number = places[answer.asked_id]
+            known[asked_id].append(Earlier(number, answer, judged.get(answer.id)))
+        return dict(known)
+
     def count_examples(self, round_id: int) -> int:
         """How many examples the round's tracks gave."""
         found = self.query(
@@ -521,11 +586,14 @@ class Stages(Database):
             prompts = {
                 row.id: rows.prompt_record(row) for row in session.connection().execute(asked)
             }
+            # Not those of `mine` alone: a pair may hold what an earlier round answered.
+            of_mine = select(AskedRow.id).where(*mine)
             used = exists().where(
                 (col(ExampleRow.chosen_id) == CandidateRow.id)
-                | (col(ExampleRow.rejected_id) == CandidateRow.id)
+                | (col(ExampleRow.rejected_id) == CandidateRow.id),
+                col(ExampleRow.asked_id).in_(of_mine),
             )
-            needed = candidate_columns().join(AskedRow).where(*mine, used)
+            needed = candidate_columns().where(used)
             answers = map(rows.candidate_record, session.connection().execute(needed))
             candidates = {each.id: each for each in answers}
         return [

@@ -106,6 +106,8 @@ class CandidateRow(SQLModel, table=True):
     logprob: float | None
     seed: int | None = Field(sa_type=BigInteger)
     sampling: dict[str, Any] | None = Field(sa_column=Column(JSON(none_as_null=True)))
+    made_as: str | None
+    made_with: str | None
     checkpoint_id: int | None = _key("checkpoint.id", index=True)
 
 

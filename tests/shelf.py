@@ -68,6 +68,7 @@ def _reward_model(folder: Path) -> str:
 
 
 OPTIONS: dict[str, Callable[[Path], dict[str, Any]]] = {
+    "made_as": lambda folder: {"scores": {"plain": 1.0}},
     "meta_ranking": lambda folder: {"references_path": _references(folder)},
     "openrlhf": lambda folder: {"function": _functions(folder, "reward_func")},
     "panel": lambda folder: {

@@ -295,7 +295,7 @@ def test_recipes() -> None:
     assert said.startswith("default")
     assert "What `loop start` runs when told nothing" in said
     assert [each["name"] for each in answered("recipes")] == configuration.recipes()
-    assert tomllib.loads(type_("recipes", "default").stdout)["rounds"] == 3
+    assert tomllib.loads(type_("recipes", "default", "--toml").stdout)["rounds"] == 3
     assert "no recipe named 'nonsense'" in refused("recipes", "nonsense")
 
 

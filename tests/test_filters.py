@@ -28,6 +28,15 @@ class NoHistory:
     def held_out(self):
         return frozenset()
 
+    def asked_in(self, call):
+        return []
+
+    def earlier(self, call):
+        return {}
+
+    def judged(self, call):
+        return []
+
 
 def case(*rows, number=1):
     """A group and its judgements from (score or None, text[, finish reason])."""

@@ -178,3 +178,13 @@ def test_demonstrations_are_a_plug_in_whose_share_of_mistakes_has_bounds() -> No
     assert isinstance(plugins.load("generator", "demonstrations", {"mistakes": 0.4}), Generator)
     with pytest.raises(UserError, match="mistakes"):
         plugins.load("generator", "demonstrations", {"mistakes": 1.5})
+
+
+def test_demonstrations_can_begin_with_a_line_that_people_write_before_an_answer(
+    policy: Policy,
+) -> None:
+    wordy = Demonstrations(n=40, preamble="well", preambles=3)
+    (made,) = wordy.generate([ask("Why?", reference="So.")], policy, Call(seed=1))
+    assert {one.text for one in made} == {"well\n" * n + "So." for n in range(4)}
+    with pytest.raises(UserError, match="need a preamble and how many"):
+        Demonstrations(preamble="well")

@@ -11,8 +11,8 @@ import pytest
 
 from judges.bench import examples
 from judges.rubric import rubric_prompt, rubric_template
-from judges.template import conversation
 from loop import kit, starters
+from roles.template import conversation
 from runs import SCRIPTED, loop, scripted_toml, start
 from shelf import SPECS
 from store.database import Store

@@ -129,8 +129,9 @@ def test_the_wheel_holds_recipes_entry_points_and_no_tests(wheel):
     tops = {file.split("/")[0] for file in files}
     assert {top for top in tops if not top.endswith(".dist-info")} == set(names.OURS)
     assert "loop/default.toml" in files
-    recipes = {path.name for path in (ROOT / "loop" / "recipes").glob("*.toml")}
-    assert {file.split("/")[2] for file in files if file.startswith("loop/recipes/")} == recipes
+    folder = ROOT / "loop" / "recipes"
+    recipes = {str(path.relative_to(folder)) for path in folder.rglob("*.toml")}
+    assert {file.removeprefix("loop/recipes/") for file in files if "/recipes/" in file} == recipes
     texts = {path.name for path in (ROOT / "judges").glob("*.txt")}
     assert {file.split("/")[1] for file in files if file[:7] + file[-4:] == "judges/.txt"} == texts
     for line in ("[console_scripts]", "loop = loop.cli:main", "ratchet = loop.cli:main"):

@@ -15,12 +15,12 @@ import torch
 from judges.judging import QUESTION, Judging
 from judges.reading import SCORE_LINE, Reading
 from judges.rubric import Rubric, rubric_prompt, rubric_template
-from judges.template import conversation, fence_for
 from roles.generators.demonstrations import Demonstrations
 from roles.policy.embedded import build
 from roles.policy.quoting import disarm
 from roles.policy.transformers import TransformersEngine, TransformersPolicy
 from roles.protocols import Judge, Policy, Proposer
+from roles.template import conversation, fence_for
 from roles.trainers.supervised import Supervised
 from scripted import ScriptedPolicy
 from store.errors import UserError

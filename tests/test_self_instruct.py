@@ -254,7 +254,7 @@ def test_a_template_of_ones_own_needs_no_examples(seeds, tmp_path):
     [
         ({}, "found neither"),
         ({"path": "seeds.jsonl", "proposer": {"use": "reasoning_gym"}}, "found both"),
-        ({"proposer": {"tasks": []}}, "a table with `use`"),
+        ({"proposer": {"tasks": []}}, "is a table of a proposer"),
         ({"proposer": {"use": "reasoning_gim"}}, "did you mean 'reasoning_gym'"),
         ({"proposer": {"use": "reasoning_gym", "task": []}}, "did you mean 'tasks'"),
         ({"path": "seeds.jsonl", "share": 0}, "share"),

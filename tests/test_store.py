@@ -424,6 +424,10 @@ WRITES = {
     "create_run": lambda w: (
         Run(uuid="v", name="n", config={}, identity="i", seed=0, versions={}),
     ),
+    "fork_run": lambda w: (
+        Run(uuid="v", name="n", config={}, identity="i", seed=0, versions={}, parent_uuid="u"),
+        [{"key": "rounds", "from": 3, "to": 9}],
+    ),
     "set_status": lambda w: ("stopped", w.decision("stop")),
     "request_stop": lambda w: (),
     "change_config": lambda w: ({"rounds": 9}, [{"key": "rounds", "from": 3, "to": 9}]),

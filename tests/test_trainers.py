@@ -587,3 +587,72 @@ def test_a_model_is_not_trained_in_parts(
     monkeypatch.setenv(f"ACCELERATE_USE_{way}", "true")
     with pytest.raises(UserError, match=f"ACCELERATE_USE_{way} is set .* start it without"):
         train(small(), make_examples(start, 2), start, tmp_path / "into")
+
+
+# Imitation that is held to a reference
+
+
+def k2(start: Checkpoint, after: Path, example: Example) -> float:
+    """The mean over the answer's tokens of (log p - log p_reference)^2 / 2."""
+    tokenizer = AutoTokenizer.from_pretrained(start.path)
+    before = prompt_ids(tokenizer, example.prompt)
+    ids = list(example.chosen.token_ids)
+    now, then = (logps_of(folder, before, ids) for folder in (after, start.path))
+    return float(((now - then) ** 2 / 2).mean())
+
+
+def logps_of(folder: Path, before: list[int], ids: list[int]) -> torch.Tensor:
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    with torch.no_grad():
+        logits = model(torch.tensor([[*before, *ids]])).logits[0].double()
+    rows = torch.arange(len(before) - 1, len(before) - 1 + len(ids))
+    return logits.log_softmax(-1)[rows, ids]
+
+
+def demonstrations(start: Checkpoint, count: int) -> list[Example]:
+    return [
+        replace(each, kind="demonstration", rejected=None, margin=None)
+        for each in make_examples(start, count)
+    ]
+
+
+def test_a_kl_weight_holds_imitation_near_its_reference(start: Checkpoint, tmp_path: Path) -> None:
+    examples = demonstrations(start, 8)
+    far = train(imitation(epochs=6.0), examples, start, tmp_path / "far")
+    near = train(imitation(epochs=6.0, kl_weight=20.0), examples, start, tmp_path / "near")
+    assert far.status == near.status == "trained"
+    moved = [sum(k2(start, tmp_path / name, each) for each in examples) for name in ("far", "near")]
+    assert moved[1] < moved[0] / 2
+    # The first loss is that of plain imitation: nothing was left yet.
+    assert near.steps[0].loss == pytest.approx(far.steps[0].loss, abs=1e-4)
+    assert set(near.reference_logprobs) == {each.id for each in examples}
+    assert all(rejected is None for _, rejected in near.reference_logprobs.values())
+
+
+def test_the_gradient_of_the_kl_term_is_that_of_its_formula(
+    start: Checkpoint, tmp_path: Path
+) -> None:
+    """One step from another checkpoint than the reference, against the formula by autograd."""
+    examples = demonstrations(start, 4)
+    train(imitation(epochs=4.0), examples, start, tmp_path / "moved")
+    moved = replace(start, path=tmp_path / "moved")
+    one = {"max_steps": 1, "learning_rate": 1e-2, "max_grad_norm": 0.0, "warmup_ratio": 0.0}
+    told = train(
+        imitation(kl_weight=3.0, **one), examples, moved, tmp_path / "step", reference=start
+    )
+    tokenizer = AutoTokenizer.from_pretrained(start.path)
+    model = AutoModelForCausalLM.from_pretrained(moved.path, dtype=torch.float32)
+    losses, tokens = [], 0
+    for each in examples:
+        before, ids = prompt_ids(tokenizer, each.prompt), list(each.chosen.token_ids)
+        logits = model(torch.tensor([[*before, *ids]])).logits[0]
+        rows = torch.arange(len(before) - 1, len(before) - 1 + len(ids))
+        logps = logits.log_softmax(-1)[rows, ids]
+        reference = logps_of(start.path, before, ids).float()
+        losses.append((-logps + 3.0 * (logps - reference) ** 2 / 2).sum())
+        tokens += len(ids)
+    loss = torch.stack(losses).sum() / tokens
+    loss.backward()
+    norm = torch.sqrt(sum((each.grad**2).sum() for each in model.parameters()))
+    assert told.steps[0].loss == pytest.approx(loss.item(), rel=1e-3)
+    assert told.steps[0].metrics["grad_norm"] == pytest.approx(norm.item(), rel=1e-3)

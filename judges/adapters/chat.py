@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from judges.template import conversation
+from roles.template import conversation
 from store.records import Prompt
 
 Form = Literal["conversational", "text"]

@@ -10,8 +10,8 @@ from judges.adapters import chat
 from judges.adapters.function import Function, find, version_of
 from judges.adapters.parts import Part, concluded, numbers
 from judges.asking import ask_all
-from judges.template import conversation
 from roles.protocols import Policy
+from roles.template import conversation
 from store.errors import UserError
 from store.records import ALONE, Call, Candidate, Group, Judgement, Prompt
 

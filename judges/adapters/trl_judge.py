@@ -15,8 +15,8 @@ from typing import Any, Literal, cast
 from judges.adapters.function import Function, find, version_of
 from judges.asking import ask_all
 from judges.comparing import ComparingJudge, Shown
-from judges.template import conversation
 from roles.protocols import Policy
+from roles.template import conversation
 from store.errors import UserError
 from store.records import ALONE, Call, Candidate, Group, Judgement, Prompt, Verdict
 

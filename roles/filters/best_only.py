@@ -30,9 +30,10 @@ class BestOnly:
         min_tokens: int = 0,
         max_tokens: int | None = None,
         truncated: bool = False,
+        min_logprob: float | None = None,
     ):
         self.min_score = min_score
-        self.eligibility = Eligibility(min_tokens, max_tokens, truncated)
+        self.eligibility = Eligibility(min_tokens, max_tokens, truncated, min_logprob)
 
     def select(
         self,

@@ -18,15 +18,17 @@ Reason = Literal[
     "unjudged",
     "truncated",
     "length",
+    "unlikely",
     "duplicate",
     "tie",
     "margin",
+    "unsure",
     "all right",
     "all wrong",
     "too few candidates",
 ]
 # When as many candidates were lost for one reason as for another, the first of these is told.
-_LOSSES: tuple[Reason, ...] = ("unjudged", "truncated", "length", "duplicate")
+_LOSSES: tuple[Reason, ...] = ("unjudged", "truncated", "length", "unlikely", "duplicate")
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,9 @@ class Eligibility:
     max_tokens: int | None = None
     truncated: bool = False
     """Whether a candidate that was cut off at its token limit may be picked."""
+    min_logprob: float | None = None
+    """The least mean log-probability of its tokens under the policy, in nats. What nobody sampled
+    has none and may be picked."""
 
     def __post_init__(self) -> None:
         if self.min_tokens < 0:
@@ -83,17 +88,25 @@ class Eligibility:
                 lost.append("truncated")
             elif not self._fits(len(candidate.token_ids)):
                 lost.append("length")
-            elif any(_same(candidate, earlier.candidate) for earlier in kept):
+            elif self._is_unlikely(candidate):
+                lost.append("unlikely")
+            elif any(same(candidate, earlier.candidate) for earlier in kept):
                 lost.append("duplicate")
             else:
                 kept.append(Scored(candidate, judgement.score, judgement.id))
         return Sorted(tuple(kept), tuple(lost))
 
+    def _is_unlikely(self, candidate: Candidate) -> bool:
+        if self.min_logprob is None or candidate.logprob is None:
+            return False
+        return candidate.logprob < self.min_logprob * len(candidate.token_ids)
+
     def _fits(self, tokens: int) -> bool:
         return self.min_tokens <= tokens and (self.max_tokens is None or tokens <= self.max_tokens)
 
 
-def _same(one: Candidate, other: Candidate) -> bool:
+def same(one: Candidate, other: Candidate) -> bool:
+    """Whether two candidates say the same."""
     return one.text == other.text or one.token_ids == other.token_ids
 
 

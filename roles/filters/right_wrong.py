@@ -37,13 +37,14 @@ class RightWrong:
         min_tokens: int = 0,
         max_tokens: int | None = None,
         truncated: bool = False,
+        min_logprob: float | None = None,
     ):
         if pairs < 1:
             raise UserError(f"right_wrong makes at least 1 pair a prompt; found pairs = {pairs}")
         self.pairs = pairs
         self.threshold = threshold
         self.min_margin = check_min_margin(min_margin)
-        self.eligibility = Eligibility(min_tokens, max_tokens, truncated)
+        self.eligibility = Eligibility(min_tokens, max_tokens, truncated, min_logprob)
 
     def select(
         self,

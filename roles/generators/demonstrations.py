@@ -26,6 +26,10 @@ class Demonstrations:
     the answers to imitate that came with the data, in turn.
 
     mistakes: the share of answers in which one character is wrong, drawn for each of the n apart.
+    cut: the least and the most characters that are written of an answer, drawn for each: people who
+    stop early. None is all of it.
+    preamble: a line that people write before an answer; `preambles`: how often at most, drawn for
+    each as well.
     """
 
     def __init__(
@@ -33,8 +37,19 @@ class Demonstrations:
         n: Annotated[int, Field(ge=1)] = 1,
         mistakes: Annotated[float, Field(ge=0, le=1)] = 0.0,
         column: str | None = None,
+        cut: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None = None,
+        preamble: str = "",
+        preambles: Annotated[int, Field(ge=0)] = 0,
     ) -> None:
-        self.n = n
+        if bool(preamble) != (preambles > 0):
+            raise UserError(
+                "demonstrations need a preamble and how many preambles there are at most, or "
+                f"neither; found {preamble!r} and {preambles}"
+            )
+        if cut is not None and cut[0] > cut[1]:
+            raise UserError(f"demonstrations cut from the least to the most; found {list(cut)}")
+        self.n, self.cut = n, cut
+        self.preamble, self.preambles = preamble, preambles
         self.mistakes = mistakes
         self.column = column
 
@@ -51,6 +66,11 @@ class Demonstrations:
             chance = random.Random(call.seed_for(prompt.digest, "mistake", index))
             if chance.random() < self.mistakes:
                 answers[index] = with_mistake(answer, chance)
+            if self.cut is not None:
+                answers[index] = answers[index][: chance.randint(*self.cut)]
+            if self.preambles:
+                before = f"{self.preamble}\n" * chance.randint(0, self.preambles)
+                answers[index] = before + answers[index]
         return answers
 
     def _right(self, prompt: Prompt) -> list[str]:

@@ -26,6 +26,7 @@ from roles.policy.folders import quiet
 from roles.policy.rows import Drawn, Row, StopStrings
 from roles.policy.scoring import dropout, token_logprobs
 from roles.policy.serving import TOO_LONG
+from store import checkpoints
 from store.errors import UserError
 from store.records import Checkpoint, Completion, FinishReason, Prompt, Sampling, TokenLogprobs
 
@@ -37,7 +38,7 @@ FEW = 4
 
 
 class TransformersEngine:
-    """Opens checkpoints that `AutoModelForCausalLM` can load, and adapters of them.
+    """Opens checkpoints that `AutoModelForCausalLM` can load, adapters of them, and reward models.
 
     dtype: "auto" is float32 on a CPU, where it is bit-stable, and elsewhere that of the stored
     weights (an adapter's: of its base's).
@@ -77,6 +78,10 @@ class TransformersEngine:
             dtype = "float32"
         if dtype == "bfloat16":
             devices.check_bfloat16(device)
+        if checkpoints.is_reward_model(checkpoint.path):
+            from roles.policy.reward_policy import RewardPolicy
+
+            return RewardPolicy(checkpoint, dtype, self.device)
         return TransformersPolicy(checkpoint, dtype, device, self.batch_size, self.cache_gib)
 
 

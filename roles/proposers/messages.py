@@ -39,6 +39,14 @@ def with_system(messages: tuple[Message, ...], system: str | None) -> tuple[Mess
     return (Message(role="system", content=system), *messages)
 
 
+def steered(messages: tuple[Message, ...], principle: str) -> tuple[Message, ...]:
+    """`messages` with a principle as their system prompt, or at the end of the one they have."""
+    if messages[0].role != "system":
+        return with_system(messages, principle)
+    system = Message(role="system", content=f"{messages[0].content}\n\n{principle}")
+    return (system, *messages[1:])
+
+
 def shown(value: Any) -> str:
     """`value` for an error's sentence."""
     words = repr(value)

@@ -220,11 +220,7 @@ def _source(path: Path | None, table: dict[str, Any] | None, system: str | None)
         )
     if path is not None:
         return Dataset(path, system=system)
-    options = dict(table or {})
-    use = options.pop("use", None)
-    if not isinstance(use, str):
-        raise UserError(f"self_instruct's proposer is a table with `use`; found {table}")
-    found: Proposer = plugins.load("proposer", use, options)
+    found: Proposer = plugins.inner("proposer", table, "self_instruct's proposer")
     return found
 
 

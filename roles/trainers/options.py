@@ -35,6 +35,8 @@ class Options:
 
     learns_from: ClassVar[ExampleKind]
     """The kind of example that the trainer takes."""
+    makes: ClassVar[Literal["policy", "reward model"]] = "policy"
+    """What it leaves: a reward model judges answers and writes none."""
 
     learning_rate: Rate = 1e-6
     """A list gives one a round, the first to round 1 and to a warm-up; the last one stays."""

@@ -25,6 +25,7 @@ class Reward(Options):
     """
 
     learns_from = "pair"
+    makes = "reward model"
     learning_rate: Rate = 1e-5
     center_weight: NotNegative = 0.0
     """Weight of (chosen score + rejected score)^2, which keeps scores around 0.

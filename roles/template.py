@@ -1,4 +1,4 @@
-"""The text that a judge asks a model, with the question and the answer filled in.
+"""The text that a model is asked about an answer, with the question and the answer filled in.
 
 What is judged wants to be judged well, so it is held at arm's length: each part stands between
 two fences that occur in none of them, in a message that the engine encodes as text.
@@ -21,15 +21,14 @@ NONCE = 8
 """Characters of a fence that nobody can know before the whole question is written. Fewer could all
 be spelled in one answer."""
 
-_HERE = Path(__file__).parent
 _FENCES = "=~#+"  # the embedded tokenizer has each as one token, as most have
 _SHORTEST_FENCE = 3
 
 
 class Template:
-    """A judge's prompt: a file with the places `needs`, as in {answer}, and maybe `may`.
+    """A prompt about an answer: a file with the places `needs`, as in {answer}, and maybe `may`.
 
-    name: of a file of this package, without its ending; path: a file of the user's instead.
+    name: of a file of `folder`, without its ending; path: a file of the user's instead.
     nonce: whether a part of each fence is drawn anew for each question. It is drawn from a hash of
     all that it says, so a question asked twice is the same question.
     Braces around anything else are text.
@@ -42,18 +41,18 @@ class Template:
         needs: Sequence[str],
         may: Sequence[str] = (),
         nonce: bool = True,
+        *,
+        folder: Path,
     ) -> None:
         shown = repr(name) if path is None else repr(str(path))
-        self.text = _shipped(name) if path is None else _read(path)
+        self.text = _shipped(name, folder) if path is None else _read(path)
         self.digest = hashlib.sha256(self.text.encode()).hexdigest()
         self.nonce = nonce
         self.places = {place for place in (*needs, *may) if f"{{{place}}}" in self.text}
         missing = [f"{{{place}}}" for place in needs if place not in self.places]
         if missing:
             wanted = " and ".join(f"{{{place}}}" for place in needs)
-            raise UserError(
-                f"the judge's prompt {shown} lacks {' and '.join(missing)}; it needs {wanted}"
-            )
+            raise UserError(f"the prompt {shown} lacks {' and '.join(missing)}; it needs {wanted}")
 
     def fill(self, **parts: str) -> Prompt:
         """What to ask: one user turn that hangs on the template and the parts alone."""
@@ -102,19 +101,17 @@ def fence_for(*texts: str) -> str:
     return mark * max(runs[mark] + 1, _SHORTEST_FENCE)
 
 
-def _shipped(name: str) -> str:
-    names = [file.stem for file in _HERE.glob("*.txt")]
+def _shipped(name: str, folder: Path) -> str:
+    names = [file.stem for file in folder.glob("*.txt")]
     if name not in names:
-        raise unknown("judge's prompt", name, names)
-    return _read(_HERE / f"{name}.txt")
+        raise unknown("prompt", name, names)
+    return _read(folder / f"{name}.txt")
 
 
 def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise UserError(
-            f"cannot read a judge's prompt from {str(path)!r}: {error.strerror}"
-        ) from None
+        raise UserError(f"cannot read a prompt from {str(path)!r}: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{str(path)!r} is not UTF-8 text: {error}") from None

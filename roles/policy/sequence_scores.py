@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from huggingface_hub import snapshot_download
@@ -20,7 +21,6 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
-from judges.asking import stop_when_told
 from kernels.causal import alike, backbone, few_ids
 from kernels.grouped_hidden import grouped_hidden
 from kernels.matmul import fast_float32
@@ -39,6 +39,15 @@ _END: Ids = (0,)
 _FETCHED = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
 
 
+class Dropout(NamedTuple):
+    """Features of the last hidden state that are dropped, each with probability `rate`, once for
+    each seed: all conversations of a draw lose the same ones. Source: Monte Carlo dropout,
+    https://arxiv.org/abs/1506.02142, over the last layer alone."""
+
+    rate: float
+    seeds: Sequence[int]
+
+
 class SequenceScores:
     """One label's logit at the end of a conversation.
 
@@ -46,7 +55,7 @@ class SequenceScores:
     """
 
     def __init__(self, path: str, label: int | None, dtype: str, device: Device) -> None:
-        self.folder, revision = _located(path)
+        self.folder, self._revision = _located(path)
         self._device = devices.find(device)
         self._dtype = "float32" if dtype == "auto" and self._device.type == "cpu" else dtype
         if dtype == "bfloat16":
@@ -65,8 +74,11 @@ class SequenceScores:
                 f"the reward model {path!r} has no safetensors; other weights can run code and are "
                 "not loaded"
             )
-        self.digest = revision or _digest(self.folder)
+
+    @cached_property
+    def digest(self) -> str:
         """Of the weights and of what writes a conversation: on the Hub its revision."""
+        return self._revision or _digest(self.folder)
 
     @property
     def context(self) -> int | None:
@@ -81,24 +93,34 @@ class SequenceScores:
         return None if found is None else tuple(found)
 
     def logits(
-        self, groups: Sequence[Sequence[Ids]], batch_tokens: int, call: Call
-    ) -> dict[Ids, float]:
-        """The label's logit of each conversation. Those of a group share their beginning.
+        self,
+        groups: Sequence[Sequence[Ids]],
+        batch_tokens: int,
+        call: Call,
+        dropout: Dropout | None = None,
+    ) -> dict[Ids, tuple[float, ...]]:
+        """The label's logit of each conversation, and behind it one for each draw of a dropout.
 
-        A pass takes batch_tokens, what it keeps of beginnings included, or one conversation.
+        Conversations of a group share their beginning. A pass takes batch_tokens, what it keeps of
+        beginnings included, or one conversation. Raises UserError for a dropout where the logit is
+        not what one linear layer makes of the last token's hidden state.
         """
-        stop_when_told(call)
+        _stop_when_told(call)
         if not any(groups):
             return {}
-        found: dict[Ids, float] = {}
+        found: dict[Ids, tuple[float, ...]] = {}
         with torch.inference_mode(), fast_float32():
             apart = self._scores_apart
+            kept_KH = None if dropout is None else self._kept(dropout, apart)
             read = {ids: self._read(ids) if apart else ids for group in groups for ids in group}
             alone = {ids: [_END] for ids in read}
             begun = _begun([[read[ids] for ids in group] for group in groups]) if apart else alone
             for batch in batches(begun, batch_tokens):
-                stop_when_told(call)
-                found |= self._apart(batch, batch_tokens) if apart else self._whole(list(batch))
+                _stop_when_told(call)
+                if apart:
+                    found |= self._apart(batch, batch_tokens, kept_KH)
+                else:
+                    found |= self._whole(list(batch))
                 call.progress(len(found), sum(map(len, begun.values())))
         return {ids: found[until] for ids, until in read.items()}
 
@@ -112,15 +134,38 @@ class SequenceScores:
         end = max((place for place, token in enumerate(ids, 1) if token != self._pad_id), default=1)
         return ids[:end]
 
-    def _apart(self, batch: dict[Ids, list[Ids]], batch_tokens: int) -> dict[Ids, float]:
+    def _kept(self, dropout: Dropout, apart: bool) -> torch.Tensor:
+        """[K, H]: by what each feature of the last hidden state is multiplied in each draw."""
+        if not apart:
+            raise UserError(
+                f"the reward model {str(self.folder)!r} does not score by one linear layer over "
+                "the last token, before which features could be dropped; leave votes at 1"
+            )
+        width = self._model.score.in_features
+        rows = []
+        for seed in dropout.seeds:
+            drawn = torch.rand(width, generator=torch.Generator().manual_seed(seed))
+            rows.append((drawn >= dropout.rate) / (1 - dropout.rate))
+        return torch.stack(rows).to(self._device)
+
+    def _apart(
+        self, batch: dict[Ids, list[Ids]], batch_tokens: int, kept_KH: torch.Tensor | None
+    ) -> dict[Ids, tuple[float, ...]]:
         grouped = grouped_hidden(
             self._model, list(batch), list(batch.values()), budget=batch_tokens
         )
         last_SH = grouped.hidden[grouped.cu_seqlens[1:] - 1]
         rows = [(*start, *rest[:-1]) for start, several in batch.items() for rest in several]
-        return self._labelled(rows, self._model.score(last_SH))
+        logits_SK = self._model.score(last_SH)[:, self.label, None]
+        if kept_KH is not None:
+            weight_H = self._model.score.weight[self.label]
+            bias = self._model.score.bias
+            drawn_SK = (last_SH @ (kept_KH * weight_H).to(last_SH.dtype).T).float()
+            drawn_SK = drawn_SK if bias is None else drawn_SK + bias[self.label]
+            logits_SK = torch.cat([logits_SK.float(), drawn_SK], dim=1)
+        return _by_row(rows, logits_SK)
 
-    def _whole(self, rows: Sequence[Ids]) -> dict[Ids, float]:
+    def _whole(self, rows: Sequence[Ids]) -> dict[Ids, tuple[float, ...]]:
         # On the right: a causal model then reads nothing of it before an answer's last token.
         input_ids = torch.full((len(rows), max(map(len, rows))), self._pad_id)
         mask = torch.zeros_like(input_ids)
@@ -130,10 +175,7 @@ class SequenceScores:
         logits_BL = self._model(
             input_ids=input_ids.to(self._device), attention_mask=mask.to(self._device)
         ).logits
-        return self._labelled(rows, logits_BL)
-
-    def _labelled(self, rows: Sequence[Ids], logits_SL: torch.Tensor) -> dict[Ids, float]:
-        return dict(zip(rows, logits_SL[:, self.label].float().tolist(), strict=True))
+        return _by_row(rows, logits_BL[:, self.label, None])
 
     @property
     def _scores_apart(self) -> bool:
@@ -170,6 +212,15 @@ class SequenceScores:
                 "an answer; set pad_token_id in its config.json to the one it was trained with"
             )
         return int(text.pad_token_id)
+
+
+def _by_row(rows: Sequence[Ids], logits_SK: torch.Tensor) -> dict[Ids, tuple[float, ...]]:
+    return dict(zip(rows, map(tuple, logits_SK.float().tolist()), strict=True))
+
+
+def _stop_when_told(call: Call) -> None:
+    if call.stopping():
+        raise KeyboardInterrupt
 
 
 def _begun(groups: Sequence[Sequence[Ids]]) -> dict[Ids, list[Ids]]:

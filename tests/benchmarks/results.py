@@ -1,0 +1,315 @@
+"""Put recipes to the test: `results.py [NAME ...]`, all of them when none is named.
+
+For each seed a recipe runs, and beside it its control (the claimed ingredient off) and plain
+iterative DPO, all three from the warm-up of the recipe. A warm-up is made once for all that have
+it. What a run gave is read from its own store, so this can be stopped and begun again: finished
+runs are not run anew, unfinished ones go on.
+
+Writes RESULTS.md, results.json and a plot a recipe beside the recipes. With --seeds or --set it
+writes nothing but what --out names: those are for tuning.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import told
+
+from loop import claims, config
+from loop.fork import fork
+from loop.gain import by_prompt, difference, over_runs
+from loop.report import rounds
+from loop.settings import Config, digest
+from loop.sides import standings
+from store.database import Store
+
+HOME = Path(__file__).resolve().parents[2]
+SEEDS = (0, 1, 2, 3, 4)
+VARIANTS = ("recipe", "control", "plain")
+MOST_SECONDS = 90
+Table = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A run that a recipe is judged by: what to tell `loop start`, the seed aside."""
+
+    name: str
+    recipe: str
+    sets: tuple[str, ...]
+
+    like: tuple[str, tuple[str, ...]] | None = None
+    """The recipe, with its settings, whose warm-up and models it has in place of its own."""
+
+    def config(self, seed: int) -> Config:
+        own = config.read(recipe=self.recipe, sets=[*self.sets, f"seed={seed}"])
+        if self.like is None:
+            return own
+        recipe, sets = self.like
+        theirs = config.read(recipe=recipe, sets=[*sets, f"seed={seed}"])
+        others = {name: each for name, each in theirs.models.items() if name not in own.models}
+        return own.model_copy(
+            update={
+                "warmup": theirs.warmup,
+                "evaluate": theirs.evaluate,
+                "models": own.models | others,
+            }
+        )
+
+
+@dataclass
+class Bench:
+    """Where runs are, and the processes that make them."""
+
+    runs: Path
+    pool: ThreadPoolExecutor
+    warmed: dict[str, Future[Path]] = field(default_factory=dict)
+
+    def start(
+        self, variant: Variant, seed: int, place: Path, warm: Future[Path] | None = None
+    ) -> Future[Path]:
+        return self.pool.submit(self._run, variant, seed, place, warm)
+
+    def _run(self, variant: Variant, seed: int, place: Path, warm: Future[Path] | None) -> Path:
+        """The finished run. What was begun goes on; a run of other settings is left alone."""
+        wanted = variant.config(seed)
+        if (found := run_of(place, wanted.identity)) is not None and found.finished:
+            return found.root
+        if warm is None:
+            asked = ["--recipe", variant.recipe, "--runs", str(place), "--set", f"seed={seed}"]
+            asked += [part for each in variant.sets for part in ("--set", each)]
+        else:
+            root = found.root if found else fork(warm.result(), wanted, place, variant.name)
+            asked = [str(root)]
+        command = [sys.executable, "-m", "loop", "start", *asked]
+        alone = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONPATH": str(HOME)}
+        ended = subprocess.run(
+            command, env=os.environ | alone, cwd=HOME, capture_output=True, text=True
+        )
+        if ended.returncode not in (0, 3):  # 3: a rule of the run's own ended it
+            raise RuntimeError(
+                f"{' '.join(command)} ended with {ended.returncode}:\n{ended.stderr}"
+            )
+        made = run_of(place, wanted.identity)
+        assert made is not None, command
+        return made.root
+
+    def warm_up(self, variant: Variant, seed: int) -> Future[Path]:
+        """The run whose round 0 is the variant's, and which has no other."""
+        made = variant.config(seed)
+        tables = made.model_dump(mode="json")
+        bases = {name: [each.path, each.warmup_from] for name, each in made.models.items()}
+        parts = [tables["warmup"], tables["evaluate"], made.seed, made.batch_prompts, bases]
+        key = digest(parts)[:12]
+        if key not in self.warmed:
+            # Whatever the warm-up scores is enough, so the run is over before its first round.
+            only = Variant("warm-up", variant.recipe, (*variant.sets, "gate.target=-1e9"))
+            self.warmed[key] = self.start(only, seed, self.runs / "warm-ups" / key)
+        return self.warmed[key]
+
+
+@dataclass(frozen=True)
+class Found:
+    root: Path
+    finished: bool
+
+
+def run_of(place: Path, identity: str) -> Found | None:
+    """The newest run of these settings."""
+    for database in sorted(place.glob("*/loop.db"), reverse=True):
+        if database.parent.name.endswith(".part"):
+            continue
+        store = Store(database)
+        run = store.run()
+        store.close()
+        if run is not None and run.identity == identity:
+            return Found(database.parent, run.status in ("done", "stopped"))
+    return None
+
+
+def variants(name: str, trial: claims.Trial, sets: Sequence[str]) -> list[Variant]:
+    arena = "default" if trial.arena is None else f"{config.ARENAS}/{trial.arena}"
+    return [
+        Variant("recipe", name, (*trial.trial, *sets)),
+        Variant("control", name, (*trial.trial, *trial.control, *sets)),
+        Variant("plain", arena, (*trial.trial, *trial.plain, *sets), (name, (*trial.trial, *sets))),
+    ]
+
+
+def measured(
+    bench: Bench, names: Sequence[str], seeds: Sequence[int], sets: Sequence[str]
+) -> Iterator[tuple[str, dict[str, list[Path]]]]:
+    """Recipe, and of each variant its run a seed, as soon as a recipe's are all there."""
+    trials = {name: claims.read(name) for name in names}
+    warm = {
+        (name, seed): bench.warm_up(variants(name, trials[name], sets)[0], seed)
+        for name in names
+        for seed in seeds
+    }
+    begun: dict[str, dict[str, list[Future[Path]]]] = {}
+    for name in names:
+        begun[name] = {each: [] for each in VARIANTS}
+        for seed in seeds:
+            for each in variants(name, trials[name], sets):
+                place = bench.runs / told.plain_name(name) / each.name / f"seed-{seed}"
+                made = bench.start(each, seed, place, warm[name, seed])
+                begun[name][each.name].append(made)
+    for name in names:
+        yield name, {each: [one.result() for one in made] for each, made in begun[name].items()}
+
+
+# What the stores say
+
+
+def row(name: str, runs: Mapping[str, Sequence[Path]], seeds: Sequence[int]) -> Table:
+    """All that the table and the plot tell of a recipe."""
+    trial = claims.read(name)
+    read = {each: [Reading.of(root, trial) for root in roots] for each, roots in runs.items()}
+    return {
+        "recipe": name,
+        "arena": trial.arena or "default",
+        "shown": trial.shown,
+        "seeds": list(seeds),
+        "claims": [_claimed(claim, place, read) for place, claim in enumerate(trial.claim)],
+        "variants": {each: _variant(found) for each, found in read.items()},
+    }
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What is read of one run."""
+
+    course: list[dict[str, float]]
+    """After each round: test prompt -> the metric that is shown."""
+    begins: list[claims.Values]
+    """Of each claim, the number of the checkpoint that the rounds began from."""
+    ends: list[claims.Values]
+    """The same of the incumbent when the run is over."""
+    tokens: int
+    seconds: float
+
+    @classmethod
+    def of(cls, root: Path, trial: claims.Trial) -> Reading:
+        store = Store(root / "loop.db")
+        run = store.run()
+        assert run is not None
+        made = Config.model_validate(run.config)
+        model, judge = next(iter(made.models)), made.evaluate.judge.label
+        beginning, incumbent = store.beginning(model), store.incumbent(model)
+        over = [each for each in rounds(store)["rounds"] if each["status"] != "running"]
+        after = standings(store, made, model, beginning.id or 0, over)
+        found = cls(
+            course=[
+                by_prompt(store, each.checkpoint, judge).get(trial.shown, {}) for each in after
+            ],
+            begins=[each.values(store, beginning, judge) for each in trial.claim],
+            ends=[each.values(store, incumbent, judge) for each in trial.claim],
+            tokens=store.generated_tokens(),
+            seconds=(run.ended - run.started).total_seconds() if run.ended and run.started else 0.0,
+        )
+        store.close()
+        return found
+
+
+def _claimed(claim: claims.Claim, place: int, read: Mapping[str, Sequence[Reading]]) -> Table:
+    ours = [each.ends[place] for each in read[claim.of]]
+    match claim.against:
+        case "zero":
+            theirs = [dict.fromkeys(each, 0.0) for each in ours]
+        case "start":
+            theirs = [dict(each.begins[place]) for each in read[claim.of]]
+        case side:
+            theirs = [dict(each.ends[place]) for each in read[side]]
+    if not all(ours) or not all(theirs):  # so short a run that there is nothing to read off
+        return {
+            **claim.model_dump(exclude={"query"}),
+            **dict.fromkeys(("ours", "theirs", "difference", "low", "high")),
+            "items": 0,
+            "verdict": "undecided",
+        }
+    found = difference(ours, theirs)
+    return {
+        **claim.model_dump(exclude={"query"}),
+        "ours": _mean(ours),
+        "theirs": _mean(theirs),
+        "difference": found[0],
+        "low": found[1],
+        "high": found[2],
+        "items": sum(map(len, ours)),
+        "verdict": claim.verdict(found),
+    }
+
+
+def _mean(runs: Sequence[Mapping[str, float]]) -> float:
+    return sum(sum(each.values()) / len(each) for each in runs) / len(runs)
+
+
+def _variant(read: Sequence[Reading]) -> Table:
+    """Its course: (mean, low, high) a round; a run that ended earlier stays as it ended."""
+    longest = max(len(each.course) for each in read)
+    course = [
+        over_runs([list(each.course[min(at, len(each.course) - 1)].values()) for each in read])
+        for at in range(longest)
+        if all(each.course[min(at, len(each.course) - 1)] for each in read)
+    ]
+    return {
+        "course": course,
+        "tokens": round(sum(each.tokens for each in read) / len(read)),
+        "seconds": sum(each.seconds for each in read) / len(read),
+        "slowest": max(each.seconds for each in read),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("names", nargs="*", metavar="NAME")
+    parser.add_argument("--runs", type=Path, default=Path("runs/results"))
+    parser.add_argument("--seeds", type=int, nargs="+")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="sets")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--jobs", type=int, default=2, help="runs at once, each on one thread")
+    asked = parser.parse_args()
+    tuning = bool(asked.seeds or asked.sets)
+    out = asked.out or (None if tuning else config.HERE / "recipes")
+    names = asked.names or [
+        *told.CONTROLS,
+        *(each for each in config.recipes() if each != "default"),
+    ]
+    if not tuning:
+        uncommitted(names)
+    kept = told.kept(out)
+    with ThreadPoolExecutor(asked.jobs) as pool:
+        bench = Bench(asked.runs.resolve(), pool)
+        for name, runs in measured(bench, names, asked.seeds or SEEDS, asked.sets):
+            kept[name] = row(name, runs, asked.seeds or SEEDS)
+            print(told.line(kept[name]), flush=True)
+            if out is not None:  # what is there is kept, should the rest take another day
+                told.write(out, kept)
+
+
+def uncommitted(names: Sequence[str]) -> None:
+    """A claim is made before it is tried: leave if a recipe's file says what no commit does."""
+    files = [config.recipe_path(name).resolve() for name in names]
+    states = [
+        subprocess.run(
+            ["git", "status", "--porcelain", "--", file.name],
+            cwd=file.parent,
+            capture_output=True,
+            text=True,
+        )
+        for file in files
+    ]
+    if changed := "".join(each.stdout + each.stderr for each in states):
+        sys.exit(f"commit these before their reported seeds run:\n{changed}")
+
+
+if __name__ == "__main__":
+    main()

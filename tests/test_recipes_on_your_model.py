@@ -1,0 +1,85 @@
+"""Every recipe through a whole round on a model that a user brings: another Llama, with ChatML."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+import small_model
+from loop import config, run
+from loop.settings import Config
+from runs import loop
+from store.database import Store
+
+pytestmark = pytest.mark.slow
+SPELL = '{use="reasoning_gym",tasks=[{name="spell_backward",min_word_len=3,max_word_len=4}]}'
+"""What the model can do, in place of what it cannot."""
+RECIPES = [name for name in config.recipes() if name != "default"]
+
+
+@pytest.fixture(scope="module")
+def yours(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of yours that spells one word in some backward."""
+    folder = tmp_path_factory.mktemp("yours")
+    small_model.build(
+        folder / "raw",
+        hidden_size=128,
+        intermediate_size=384,
+        max_position_embeddings=640,
+        initializer_range=0.05,
+    )
+    sets = [f'model.path="{folder / "raw"}"', "warmup.when=always", "gate.target=-1.0"]
+    sets += ["warmup.prompts=1800", "evaluate.gate_prompts=8", "evaluate.test_prompts=40"]
+    done = loop("start", "--runs", folder / "runs", *(x for each in sets for x in ("--set", each)))
+    assert done.returncode == 0, done.stdout + done.stderr
+    (root,) = (folder / "runs").iterdir()
+    store = Store(root / run.DATABASE)
+    shutil.copytree(store.beginning("policy").path, folder / "model")
+    store.close()
+    return folder / "model"
+
+
+def small(made: Config, recipe: str) -> list[str]:
+    """Settings that make a round of a recipe short, and that keep what the model can do."""
+    sets = ["rounds=1", "evaluate.gate_prompts=8", "evaluate.test_prompts=8", "evaluate.samples=2"]
+    sets += [f"track.{name}.prompts=24" for name in made.track]
+    if made.evaluate.anchors is not None:
+        sets.append("evaluate.anchors.prompts=8")
+    taught = [name for name in made.warmup.track if name != "warmup"] if made.warmup else []
+    if recipe == "dive":
+        sets += [f"proposer.proposer={SPELL}", f"evaluate.proposer={SPELL}"]
+    if set(taught) <= {"reward"}:
+        sets += [f"warmup.track.{name}.prompts=64" for name in taught]
+        return [*sets, "warmup.prompts=64", "warmup.trainer.learning_rate=1e-4"]
+    # It is to judge or to revise, and has to learn what that is.
+    return [*sets, *(f"warmup.track.{name}.prompts=500" for name in taught), "warmup.prompts=400"]
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_goes_through_a_whole_round(recipe: str, yours: Path, tmp_path: Path) -> None:
+    mine = [f'model.path="{yours}"', "warmup.when=always"]
+    made = config.read(recipe=recipe, sets=mine)
+    sets = [*mine, *small(made, recipe)]
+    done = loop(
+        *("start", "--recipe", recipe, "--runs", tmp_path),
+        *(part for each in sets for part in ("--set", each)),
+    )
+    assert done.returncode in (0, 3), done.stdout + done.stderr
+    (root,) = tmp_path.iterdir()
+    store = Store(root / run.DATABASE)
+    first = store.rounds()[1]
+    learned = store.query(
+        "SELECT count(*) AS n FROM trained_on JOIN checkpoint ON checkpoint.id = checkpoint_id "
+        "WHERE round_id = :round",
+        round=first.id,
+    )
+    base = store.checkpoints("policy")[0]
+    store.close()
+    assert first.status == "done", done.stdout
+    assert first.stage == "done"
+    assert learned[0]["n"] > 0
+    assert base.path == yours
+    verified = loop("verify", root)
+    assert verified.returncode == 0, verified.stdout
