@@ -102,7 +102,7 @@ def test_thoughts_are_kept_from_a_judge_that_is_not_to_see_them(
     [
         ("judge.model=nobody", r"asks the model 'nobody'; there are: round, model:policy, "),
         ("judge.model=checkpoint:/nowhere/x", r"no model folder '/nowhere/x'"),
-        ("generator.model=round", r"has no option 'model'; only a judge"),
+        ("generator.model=round", r"has no option 'model'; a judge or a proposer"),
         ("generator.thinking=hidden", r"has no option 'thinking'"),
         ("judge.model=checkpoint:", r"'checkpoint:'|is empty"),
         ("judge.thinking=secret", r"thinking.*'shown' or 'hidden'.*found 'secret'"),

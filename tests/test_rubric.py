@@ -272,8 +272,8 @@ def test_what_counts_as_a_score_is_an_option() -> None:
         ({"pattern": "("}, "is not a regular expression"),
         ({"pattern": "score"}, "has 0 groups"),
         ({"prompt": "rubrik"}, "did you mean 'rubric'"),
-        ({"prompt": "../judges/rubric"}, "no judge's prompt named"),
-        ({"prompt_path": Path("nowhere.txt")}, "cannot read a judge's prompt"),
+        ({"prompt": "../judges/rubric"}, "no prompt named"),
+        ({"prompt_path": Path("nowhere.txt")}, "cannot read a prompt"),
     ],
 )
 def test_options_that_cannot_work_are_refused_at_the_start(
@@ -688,7 +688,7 @@ def test_questions_come_from_any_proposer_and_keep_no_scorer_of_its_own() -> Non
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"proposer": {"tasks": []}}, "takes its questions from another"),
+        ({"proposer": {"tasks": []}}, "judging's proposer is a table of a proposer"),
         ({"proposer": {"use": "nothing"}}, "no proposer named 'nothing'"),
         ({"proposer": {**WORDS, "letter": 2}}, "did you mean 'letters'"),
         ({"proposer": WORDS, "low": 5}, "is not below the highest"),
