@@ -9,20 +9,23 @@ from __future__ import annotations
 import shutil
 import uuid
 from dataclasses import replace
-from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from loop import config as configuration
 from loop import lease
-from loop.run import DATABASE, all_runs, write_config
-from loop.settings import Config
-from store import checkpoints
+from loop.run import DATABASE, unused, write_config
+from loop.settings import Config, operational
 from store.database import Store
 from store.errors import UserError
+from store.records import Run
 
 FIXED = ("seed", "evaluate.", "batch_prompts")
 """Settings without which the rounds so far would not be the new run's: what is measured, on which
 prompts, and what every random choice hangs on."""
+
+COPYING = "loop.db.copying"
+"""The store until it is the new run's own. A folder without a store under its name is no run."""
 
 
 def fork(root: Path, config: Config, runs: Path, name: str) -> Path:
@@ -43,35 +46,42 @@ def fork(root: Path, config: Config, runs: Path, name: str) -> Path:
         before = configuration.validate(run.config)
         changes = configuration.differences(before, config)
         _refuse(changes, before, config)
-        final = _place(runs, name)
-        part = checkpoints.aside(final)
+        into = unused(runs, name)
+        forked = replace(
+            run,
+            uuid=str(uuid.uuid4()),
+            name=into.name,
+            config=config.model_dump(mode="json"),
+            identity=config.identity,
+            parent_uuid=run.uuid,
+            parent_path=str(root.resolve()),
+        )
         try:
-            (part / "logs").mkdir(parents=True)
-            store.copy_to(part / DATABASE)
-            shutil.copytree(root / "checkpoints", part / "checkpoints", symlinks=True)
-            write_config(part, config)
-            copy = Store(part / DATABASE)
-            forked = replace(
-                run,
-                uuid=str(uuid.uuid4()),
-                name=final.name,
-                config=config.model_dump(mode="json"),
-                identity=config.identity,
-                parent_uuid=run.uuid,
-                parent_path=str(root.resolve()),
-            )
-            copy.fork_run(forked, changes)
-            copy.close()
+            (into / "logs").mkdir(parents=True)
         except OSError as error:
-            shutil.rmtree(part, ignore_errors=True)
-            raise UserError(f"cannot copy {root} to {final}: {error}") from error
-        part.rename(final)
+            raise UserError(f"cannot make a run directory under {runs}: {error}") from error
+        try:
+            write_config(into, config)
+            _copy(store, into, forked, changes)
+        except OSError as error:
+            shutil.rmtree(into, ignore_errors=True)
+            raise UserError(f"cannot copy {root} to {into}: {error}") from error
     finally:
         store.close()
-    return final
+    return into
 
 
-def _refuse(changes: list[dict[str, object]], before: Config, after: Config) -> None:
+def _copy(store: Store, into: Path, forked: Run, changes: list[dict[str, Any]]) -> None:
+    left = shutil.ignore_patterns("*.part", "*.gone")  # by a kill
+    shutil.copytree(store.root / "checkpoints", into / "checkpoints", symlinks=True, ignore=left)
+    store.copy_to(into / COPYING)
+    copy = Store(into / COPYING)
+    copy.fork_run(forked, changes)
+    copy.close()
+    (into / COPYING).rename(into / DATABASE)
+
+
+def _refuse(changes: list[dict[str, Any]], before: Config, after: Config) -> None:
     if before.models.keys() != after.models.keys():
         raise UserError(
             f"the run has the models {', '.join(before.models)}, and a fork of it has them too; "
@@ -79,20 +89,9 @@ def _refuse(changes: list[dict[str, object]], before: Config, after: Config) -> 
         )
     bases = [f"models.{name}.{key}" for name in before.models for key in ("path", "template_path")]
     for each in changes:
-        key = str(each["key"])
-        if key in bases or key.startswith(FIXED):
+        key = each["key"]
+        if key in bases or (key.startswith(FIXED) and not operational(key)):
             raise UserError(
                 f"{key} stays what it was in a fork, or its rounds could not be compared: "
                 f"{each['from']}, found {each['to']}; begin a new run for another"
             )
-
-
-def _place(runs: Path, name: str) -> Path:
-    """A name that no run has: another process may be forking into the same folder."""
-    stem = f"{datetime.now():%Y-%m-%d-%H%M%S}-{name}"
-    taken = {root.name for root in all_runs(runs)}
-    number, found = 1, stem
-    while found in taken or (runs / found).exists() or checkpoints.aside(runs / found).exists():
-        number += 1
-        found = f"{stem}-{number}"
-    return runs / found

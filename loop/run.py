@@ -97,11 +97,7 @@ def stored_config(root: Path) -> Config:
 
 def begin(config: Config, runs: Path, name: str, roles: dict[int, Any]) -> Path:
     """Make a run directory with its store. `roles` are those that load_roles made of `config`."""
-    stem = f"{datetime.now():%Y-%m-%d-%H%M%S}-{name}"
-    root, number = runs / stem, 1
-    while root.exists():
-        number += 1
-        root = runs / f"{stem}-{number}"
+    root = unused(runs, name)
     new = [each for each in root.parents if not each.exists()]
     now = versions(config, roles)
     try:
@@ -126,6 +122,16 @@ def begin(config: Config, runs: Path, name: str, roles: dict[int, Any]) -> Path:
             for each in new:
                 each.rmdir()
         raise UserError(f"cannot make a run directory under {runs}: {error}") from error
+    return root
+
+
+def unused(runs: Path, name: str) -> Path:
+    """A directory for a new run, which is not there yet."""
+    stem = f"{datetime.now():%Y-%m-%d-%H%M%S}-{name}"
+    root, number = runs / stem, 1
+    while root.exists():
+        number += 1
+        root = runs / f"{stem}-{number}"
     return root
 
 

@@ -88,6 +88,28 @@ def test_what_the_rounds_so_far_hang_on_cannot_change(
     assert not (tmp_path / "forks").exists()
 
 
+def test_what_may_change_in_a_run_may_change_in_a_fork(tmp_path: Path) -> None:
+    (tmp_path / "size.py").write_text("print('{\"size\": 1}')")
+    more = '[evaluate.command.size]\nrun = "python size.py {checkpoint}"\n'
+    file = scripted_toml(tmp_path, more)
+    root, _ = start(file, tmp_path / "runs", ["rounds=1"])
+    new = forked(file, root, tmp_path / "forks", "evaluate.command.size.timeout_s=9.0")
+    assert run.stored_config(new).evaluate.command["size"].timeout_s == 9.0
+    with pytest.raises(UserError, match=r"evaluate\.command\.size\.guard stays"):
+        forked(file, root, tmp_path / "forks", "evaluate.command.size.guard=size")
+
+
+def test_a_fork_that_cannot_be_copied_leaves_nothing_and_is_no_run(
+    ended: tuple[Path, Path], tmp_path: Path
+) -> None:
+    file, root = ended
+    shutil.rmtree(root / "checkpoints")
+    with pytest.raises(UserError, match="cannot copy"):
+        forked(file, root, tmp_path / "forks")
+    assert run.all_runs(tmp_path / "forks") == []
+    assert list((tmp_path / "forks").iterdir()) == []
+
+
 def test_a_round_that_is_under_way_is_ended_first(tmp_path: Path) -> None:
     file = scripted_toml(tmp_path, "[budget]\ngenerated_tokens = 2000\n")
     root, outcome = start(file, tmp_path / "runs")

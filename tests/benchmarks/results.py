@@ -125,8 +125,6 @@ class Found:
 def run_of(place: Path, identity: str) -> Found | None:
     """The newest run of these settings."""
     for database in sorted(place.glob("*/loop.db"), reverse=True):
-        if database.parent.name.endswith(".part"):
-            continue
         store = Store(database)
         run = store.run()
         store.close()
