@@ -129,8 +129,8 @@ def unmeasured(checkpoint: Checkpoint, incumbent: Checkpoint) -> Decision:
         incumbent_id=incumbent.id,
         decision="accept",
         rule="unmeasured",
-        reason="a reward model is measured on [evaluate.anchors], by the judge that asks it, and "
-        "there is none of these",
+        reason="a reward model is measured on [evaluate.anchors], by the judge that asks it; there "
+        "are not both, or it replaces what was no reward model yet",
     )
 
 
@@ -195,12 +195,16 @@ def _complete(rounds: Sequence[Round], config: Config) -> bool:
     return config.rounds > 0 and done
 
 
-def heard(store: Store, config: Config, checkpoint: Checkpoint) -> Scores:
-    """What the gate compares of a checkpoint: prompt -> scores, or place -> a command's item."""
+def heard(store: Store, config: Config, checkpoint: Checkpoint, *, writes: bool = True) -> Scores:
+    """What the gate compares of a checkpoint: prompt -> scores, or place -> a command's item.
+
+    writes: whether it answers prompts; a reward model is heard by its word on the anchors.
+    """
     id = cast(int, checkpoint.id)
+    if not writes:
+        return _judged(store, id)
     if config.gate.by == "held_out":
-        scores = store.scores(id, "gate", config.evaluate.judge.label)
-        return scores or _judged(store, id)
+        return store.scores(id, "gate", config.evaluate.judge.label)
     name, _, metric = config.gate.by.partition(".")
     return {place: [item] for place, item in enumerate(_items(store, id, name, metric))}
 

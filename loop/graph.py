@@ -289,15 +289,18 @@ def _compare(
     store, config = context.store, context.config
     if (rang := health.stopping(store, config)) is not None:
         return rules.alarmed(checkpoint, incumbent, rang)
-    if checkpoint.status != "diverged" and not is_measured(context, checkpoint):
+    measured = checkpoint.status != "diverged"
+    if measured and not all(is_measured(context, each) for each in (checkpoint, incumbent)):
         return rules.unmeasured(checkpoint, incumbent)
     seed = context.call(round, checkpoint.model, "gate").seed_for("bootstrap")
-    measured = checkpoint.status != "diverged"
+    writes = context.writes(checkpoint.model)
     new, old = (
-        rules.heard(store, config, each) if measured else {} for each in (checkpoint, incumbent)
+        rules.heard(store, config, each, writes=writes) if measured else {}
+        for each in (checkpoint, incumbent)
     )
-    guards = rules.guards(store, config, checkpoint, incumbent) if measured else []
-    return rules.decide(config.gate, checkpoint, incumbent, new, old, seed, guards)
+    guards = rules.guards(store, config, checkpoint, incumbent) if measured and writes else []
+    rule = config.gate if writes else config.gate.model_copy(update={"by": "held_out"})
+    return rules.decide(rule, checkpoint, incumbent, new, old, seed, guards)
 
 
 NODES: dict[str, Callable[[State, Runtime[Context]], None]] = {

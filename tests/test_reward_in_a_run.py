@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from loop import run
-from runs import loop
+from loop import config, gate, run
+from runs import loop, scripted_toml, start
 from store import checkpoints
 from store.database import Store
 
@@ -134,6 +134,21 @@ def test_without_anchors_it_is_taken_as_it_comes_and_says_so(tmp_path: Path) -> 
     assert done.returncode == 0, done.stdout + done.stderr
     said = done.stdout + done.stderr
     assert "reward: accept, a reward model is measured on [evaluate.anchors]" in said
+
+
+def test_a_policy_without_scores_is_not_heard_by_how_well_its_judge_judges(tmp_path: Path) -> None:
+    anchors = "[evaluate.anchors]\nprompts = 10\n"
+    root, _ = start(scripted_toml(tmp_path, anchors), tmp_path / "runs", ["rounds=1"])
+    store = Store(root / run.DATABASE)
+    policy = store.incumbent("policy")
+    assert "agreement" in {each.metric for each in store.evaluations(policy.id or 0)}
+    ours = run.stored_config(root)
+    assert gate.heard(store, ours, policy)
+    unheard = config.change(ours, ["evaluate.judge=verifier"])
+    assert gate.heard(store, unheard, policy) == {}
+    agreed = [each.items for each in store.evaluations(policy.id or 0) if each.metric == "agreement"]
+    assert len(gate.heard(store, ours, policy, writes=False)) == len(agreed[-1] or ())
+    store.close()
 
 
 def test_a_policy_that_is_asked_for_scores_before_it_was_trained_to_judge_says_so(
