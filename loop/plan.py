@@ -40,7 +40,9 @@ def plan(config: Config, roles: Mapping[int, Any]) -> Table:
     """
     tracks = [_track(name, each, roles) for name, each in config.track.items()]
     warmup = [_track(name, each, roles) for name, each in config.tracks(0).items()]
-    evaluation = _evaluation(config.evaluate, len(config.models))
+    trainers = (roles[id(each.trainer)] for each in config.models.values())
+    writing = sum(getattr(each, "makes", "policy") == "policy" for each in trainers)
+    evaluation = _evaluation(config.evaluate, writing)
     a_round = _sum([each["generated_tokens"] for each in [*tracks, evaluation]])
     first = _sum([each["generated_tokens"] for each in [*warmup, evaluation]])
     return {

@@ -101,6 +101,13 @@ def test_a_principle_stands_behind_the_system_prompt_that_there_is(policy: Polic
     assert [each.content for each in said] == ["You are brief.\n\nBe right.", "Why?"]
 
 
+def test_how_many_candidates_there_will_be_is_known_before_a_run() -> None:
+    steered = Steered(good="a", bad="b", n=3, plain=2)
+    joined = Joined([{"use": "demonstrations"}, {"use": "sampler", "n": 4}])
+    assert (steered.n, Revised(n=3).n, joined.n) == (8, 6, 5)
+    assert Joined([{"use": "recorded"}, "sampler"]).n is None
+
+
 def test_made_as_scores_a_candidate_by_its_kind_and_nothing_else() -> None:
     candidates = tuple(
         Candidate(id=n, asked_id=1, index=n, text="same", token_ids=(n,), made_as=kind)

@@ -25,6 +25,12 @@ class Joined:
             for place, part in enumerate(parts)
         ]
 
+    @property
+    def n(self) -> int | None:
+        """Of all completions. None where a part does not say."""
+        counts = [getattr(part, "n", None) for part in self.parts]
+        return None if None in counts else sum(count or 0 for count in counts)
+
     def generate(
         self, prompts: Sequence[Prompt], policy: Policy, call: Call
     ) -> list[list[Completion]]:

@@ -57,7 +57,9 @@ class Revised:
         stop: tuple[Annotated[str, Field(min_length=1)], ...] = (),
         nonce: bool = True,
     ) -> None:
-        self.n = n
+        self.first = n
+        self.n = 2 * n
+        """Of all completions, at most."""
         self.answering = Sampler(n, temperature, top_p, top_k, max_tokens, stop).sampling
         self.criticising = replace(self.answering, max_tokens=critique_tokens, stop=())
         self.revising = revision(revise, revise_path, nonce)
@@ -74,7 +76,7 @@ class Revised:
     ) -> list[list[Completion]]:
         """Each prompt's n answers, each followed by its revision where it has one; none where a
         question about one of them did not fit."""
-        seeds = [[call.seed_for(each.digest, n) for n in range(self.n)] for each in prompts]
+        seeds = [[call.seed_for(each.digest, n) for n in range(self.first)] for each in prompts]
         first = policy.sample(prompts, sampling=self.answering, seeds=seeds)
         asked = [(prompt, one) for prompt, own in zip(prompts, first, strict=True) for one in own]
         became = iter(self._revised(asked, policy, call))

@@ -42,7 +42,9 @@ class Steered:
         stop: tuple[Annotated[str, Field(min_length=1)], ...] = (),
     ) -> None:
         self.principles = {"good": good, "bad": bad}
-        self.n, self.plain = n, plain
+        self.each, self.plain = n, plain
+        self.n = len(self.principles) * n + plain
+        """Of all completions."""
         self.sampling = Sampler(n, temperature, top_p, top_k, max_tokens, stop).sampling
 
     def generate(
@@ -54,7 +56,7 @@ class Steered:
             asked = [
                 replace(prompt, messages=steered(prompt.messages, principle)) for prompt in prompts
             ]
-            seeds = [[call.seed_for(each.digest, n) for n in range(self.n)] for each in asked]
+            seeds = [[call.seed_for(each.digest, n) for n in range(self.each)] for each in asked]
             sampled = policy.sample(asked, sampling=self.sampling, seeds=seeds)
             for own, some in zip(made, alone(prompts, sampled, policy), strict=True):
                 own += [replace(one, made_as=name) for one in some]
@@ -63,8 +65,7 @@ class Steered:
             sampled = policy.sample(prompts, sampling=self.sampling, seeds=seeds)
             for own, some in zip(made, sampled, strict=True):
                 own += some
-        wanted = self.n * len(self.principles) + self.plain
-        return [own if len(own) == wanted else [] for own in made]
+        return [own if len(own) == self.n else [] for own in made]
 
 
 def alone(
