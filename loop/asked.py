@@ -80,9 +80,8 @@ class Asking:
             case "model":
                 if self.tested is not None and self.tested.model == of:
                     return self.tested
-                if (
-                    len(self.context.store.rounds()) == 1
-                ):  # what the warm-up made is not accepted yet
+                # In round 0 what the warm-up made is not accepted yet.
+                if len(self.context.store.rounds()) == 1:
                     return self.context.store.beginning(of)
                 return self.context.store.incumbent(of)
         return self.context.store.beginning(self.model) if of == "base" else self.context.frozen(of)

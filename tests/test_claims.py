@@ -233,12 +233,15 @@ def test_results_are_told_as_a_table_with_a_plot_of_each_recipe(tried: tuple[Pat
             assert claim.says in told
 
 
-def test_reported_seeds_are_not_run_before_the_claim_is_committed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("more", [(), ("--seeds", "3", "100")])
+def test_reported_seeds_are_not_run_before_the_claim_is_committed(
+    tmp_path: Path, more: tuple[str, ...]
+) -> None:
     mine = tmp_path / "mine.toml"
     mine.write_text("rounds = 1\n")
     subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
     ended = subprocess.run(
-        [sys.executable, str(RESULTS), str(mine), "--runs", str(tmp_path / "runs")],
+        [sys.executable, str(RESULTS), "mine.toml", "--runs", str(tmp_path / "runs"), *more],
         capture_output=True,
         text=True,
         cwd=tmp_path,

@@ -34,7 +34,6 @@ from store.database import Store
 HOME = Path(__file__).resolve().parents[2]
 SEEDS = (0, 1, 2, 3, 4)
 VARIANTS = ("recipe", "control", "plain")
-MOST_SECONDS = 90
 Table = dict[str, Any]
 
 
@@ -45,7 +44,6 @@ class Variant:
     name: str
     recipe: str
     sets: tuple[str, ...]
-
     like: tuple[str, tuple[str, ...]] | None = None
     """The recipe, with its settings, whose warm-up and models it has in place of its own."""
 
@@ -277,11 +275,12 @@ def main() -> None:
     asked = parser.parse_args()
     tuning = bool(asked.seeds or asked.sets)
     out = asked.out or (None if tuning else config.HERE / "recipes")
-    names = asked.names or [
-        *told.CONTROLS,
-        *(each for each in config.recipes() if each != "default"),
+    published = [each for each in config.recipes() if each != "default"]
+    names = [
+        str(Path(each).resolve()) if each.endswith(".toml") else each
+        for each in asked.names or [*told.CONTROLS, *published]
     ]
-    if not tuning:
+    if set(asked.seeds or SEEDS) & set(SEEDS):
         uncommitted(names)
     kept = told.kept(out)
     with ThreadPoolExecutor(asked.jobs) as pool:
@@ -294,8 +293,11 @@ def main() -> None:
 
 
 def uncommitted(names: Sequence[str]) -> None:
-    """A claim is made before it is tried: leave if a recipe's file says what no commit does."""
-    files = [config.recipe_path(name).resolve() for name in names]
+    """A claim is made before it is tried: leave if the file of a recipe, or of its arena, says what
+    no commit does."""
+    arenas = {config.recipe_tables(name).get("arena") for name in names} - {None}
+    said = dict.fromkeys([*names, *(f"{config.ARENAS}/{arena}" for arena in sorted(arenas))])
+    files = [config.recipe_path(name).resolve() for name in said]
     states = [
         subprocess.run(
             ["git", "status", "--porcelain", "--", file.name],
