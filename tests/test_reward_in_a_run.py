@@ -146,8 +146,9 @@ def test_a_policy_without_scores_is_not_heard_by_how_well_its_judge_judges(tmp_p
     assert gate.heard(store, ours, policy)
     unheard = config.change(ours, ["evaluate.judge=verifier"])
     assert gate.heard(store, unheard, policy) == {}
-    agreed = [each.items for each in store.evaluations(policy.id or 0) if each.metric == "agreement"]
-    assert len(gate.heard(store, ours, policy, writes=False)) == len(agreed[-1] or ())
+    measured = store.evaluations(policy.id or 0)
+    items = next(each.items for each in measured if each.metric == "agreement")
+    assert items and len(gate.heard(store, ours, policy, writes=False)) == len(items)
     store.close()
 
 
