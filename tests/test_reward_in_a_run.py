@@ -148,7 +148,8 @@ def test_a_policy_without_scores_is_not_heard_by_how_well_its_judge_judges(tmp_p
     assert gate.heard(store, unheard, policy) == {}
     measured = store.evaluations(policy.id or 0)
     items = next(each.items for each in measured if each.metric == "agreement")
-    assert items and len(gate.heard(store, ours, policy, writes=False)) == len(items)
+    assert items
+    assert len(gate.heard(store, ours, policy, writes=False)) == len(items)
     store.close()
 
 
