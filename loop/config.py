@@ -142,6 +142,9 @@ def expand(tables: Tables) -> Tables:
         if key not in USER_KEYS:
             raise unknown("setting", key, USER_KEYS)
     _must_be_tables(tables)
+    named = dict(tables.get("models", {}))
+    if "policy" in named:  # [model] by its other name
+        tables = tables | {"model": merge(tables["model"], named.pop("policy"))}
     top_roles = {key: tables[key] for key in ROLES}
     top_track = top_roles | {key: tables[key] for key in ("prompts",) if key in tables}
     tracks = {"main": top_track}
@@ -152,7 +155,7 @@ def expand(tables: Tables) -> Tables:
     same = {
         key: tables["model"][key] for key in ("path", "template_path") if key in tables["model"]
     }
-    for name, model in tables.get("models", {}).items():
+    for name, model in named.items():
         models[name] = merge(top_model | ({} if "path" in model else same), model)
     rest = ("rounds", "seed", "batch_prompts", "gate", *BESIDE)
     return {key: tables[key] for key in rest if key in tables} | {

@@ -5,8 +5,6 @@ Every step is a look-up by a key or an index, never a search.
 
 from __future__ import annotations
 
-from typing import Any
-
 from rich.console import Console
 
 from loop.report import Table, parsed, the_run
@@ -31,9 +29,11 @@ FROM prompt WHERE id = :prompt
 
 CANDIDATE = """
 SELECT candidate.id AS candidate, "index", text, tokens, finish_reason, logprob, seed, sampling,
-       checkpoint.id AS checkpoint, model, round.number AS round, path,
-       checkpoint.status AS status
+       answered.number AS answered_in, checkpoint.id AS checkpoint, model, round.number AS round,
+       path, checkpoint.status AS status
 FROM candidate
+JOIN asked ON asked.id = candidate.asked_id
+JOIN round AS answered ON answered.id = asked.round_id
 LEFT JOIN checkpoint ON checkpoint.id = candidate.checkpoint_id
 LEFT JOIN round ON round.id = checkpoint.round_id
 WHERE candidate.id = :candidate
@@ -53,7 +53,7 @@ SELECT verdict.id AS verdict, judge, judge_version AS version, judge_model,
        value, status, verdict.seed AS seed, verdict.tokens AS tokens, cost, seconds,
        member, cached
 FROM candidate JOIN verdict ON verdict.candidate_id = candidate.id
-WHERE candidate.asked_id = :asked
+WHERE candidate.asked_id = (SELECT asked_id FROM candidate WHERE id = :candidate)
   AND (verdict.candidate_id = :candidate OR verdict.other_candidate_id = :candidate)
 ORDER BY verdict.id
 """
@@ -84,8 +84,9 @@ WRITER = ("checkpoint", "model", "round", "path", "status")
 def why(store: Store, example: int) -> Table:
     """{run, example {example, kind, rule, margin, weight, round, track}, prompt {...},
     candidates [{side, candidate, index, text, tokens, finish_reason, logprob, seed, sampling,
-    written_by (None: it came with the data), judgement (the one that counted, or None),
-    judgements (the others), verdicts}], learned_by [{checkpoint, model, round, path, status,
+    answered_in (the number of a round; a filter may take what an earlier one answered), written_by
+    (None: it came with the data), judgement (the one that counted, or None), judgements (the
+    others), verdicts}], learned_by [{checkpoint, model, round, path, status,
     chosen_reference_logprob, rejected_reference_logprob, decisions [{decision, rule, reason}]}]}.
 
     Raises UserError for an example that is not there.
@@ -131,12 +132,8 @@ def _candidate(store: Store, example: Table, side: str) -> Table:
         "written_by": None if writer["checkpoint"] is None else writer,
         "judgement": used[0] if used else None,
         "judgements": [each for each in judgements if each["judgement"] != counted],
-        "verdicts": _verdicts(store, example["asked_id"], id),
+        "verdicts": store.query(VERDICTS, candidate=id),
     }
-
-
-def _verdicts(store: Store, asked: int, candidate: int) -> list[dict[str, Any]]:
-    return store.query(VERDICTS, asked=asked, candidate=candidate)
 
 
 # On a screen
@@ -155,7 +152,7 @@ def view(console: Console, found: Table) -> None:
     line(console, f"prompt {prompt['prompt']}  ({source})")
     conversation(console, prompt["messages"], prompt["reference"])
     for each in found["candidates"]:
-        _show_candidate(console, each)
+        _show_candidate(console, each, example["round"])
     line(console)
     margin = "" if example["margin"] is None else f", margin {figure(example['margin'])}"
     line(console, f"rule {example['rule']}{margin}, weight {figure(example['weight'])}")
@@ -165,11 +162,13 @@ def view(console: Console, found: Table) -> None:
         _show_learner(console, each)
 
 
-def _show_candidate(console: Console, found: Table) -> None:
+def _show_candidate(console: Console, found: Table, round: int) -> None:
     by = found["written_by"]
     who = "it came with the data"
     if by is not None:
         who = f"written by checkpoint {by['checkpoint']} ({by['model']}, round {by['round']})"
+    if found["answered_in"] != round:
+        who += f" when round {found['answered_in']} asked"
     line(console)
     line(console, f"{found['side']}: candidate {found['candidate']}, {who}")
     block(console, "text", found["text"])

@@ -132,11 +132,18 @@ SELECT example.id AS example, kind
 FROM example
 JOIN candidate AS chosen ON chosen.id = chosen_id
 LEFT JOIN candidate AS rejected ON rejected.id = rejected_id
-WHERE chosen.asked_id <> example.asked_id
-   OR (kind = 'pair') <> (rejected_id IS NOT NULL)
-   OR rejected.asked_id <> example.asked_id
+WHERE (kind = 'pair') <> (rejected_id IS NOT NULL)
    OR rejected.token_ids = chosen.token_ids
+   OR EXISTS (
+     SELECT 1 FROM candidate AS side
+     JOIN asked AS own ON own.id = example.asked_id
+     JOIN asked AS answered ON answered.id = side.asked_id
+     WHERE side.id IN (chosen_id, rejected_id) AND answered.id <> own.id
+       AND (answered.prompt_id, answered.purpose, answered.track)
+           <> (own.prompt_id, own.purpose, own.track)
+   )
 """
+"""A filter may take what an earlier round of its track answered to the same prompt."""
 
 MARGINS = """
 SELECT example.id AS example, margin, better.score AS chosen_score, worse.score AS rejected_score
@@ -148,6 +155,17 @@ WHERE better.candidate_id <> chosen_id
    OR (margin IS NOT NULL AND better.id IS NOT NULL AND better.score IS NULL)
    OR (margin IS NOT NULL AND worse.id IS NOT NULL AND worse.score IS NULL)
    OR abs(margin - (better.score - worse.score)) > 1e-9
+"""
+
+ANSWERED_TOO_LATE = """
+SELECT example.id AS example, made_in.number AS round, answered_in.number AS answered
+FROM example
+JOIN asked AS own ON own.id = example.asked_id
+JOIN round AS made_in ON made_in.id = own.round_id
+JOIN candidate ON candidate.id IN (chosen_id, rejected_id)
+JOIN asked AS answered ON answered.id = candidate.asked_id
+JOIN round AS answered_in ON answered_in.id = answered.round_id
+WHERE answered_in.number > made_in.number
 """
 
 LEARNED_TOO_EARLY = """
@@ -222,6 +240,7 @@ def _checks(store: Store) -> Iterator[Check]:
         ("trained on train prompts, evaluated on others", "asked", SPLITS),
         ("sides of an example answer its prompt and differ", "example", SIDES),
         ("margins are the judgements' scores apart", "example", MARGINS),
+        ("no example is made of answers of a later round", "example", ANSWERED_TOO_LATE),
         ("learned only from the same or earlier rounds", "trained_on", LEARNED_TOO_EARLY),
         ("parents of checkpoints", "checkpoint", PARENTS),
     ):

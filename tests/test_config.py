@@ -174,6 +174,14 @@ model = "reward"
     assert found.tracks(1) == found.track
 
 
+def test_the_policy_may_be_named_among_the_models(file):
+    named = file('[models.policy]\npath = "org/model"\n[models.other]\npath = "embedded"')
+    made = config.read(named, sets=["track.more.model=other"])
+    assert made.models["policy"] == config.read(sets=["model.path=org/model"]).models["policy"]
+    assert list(made.models) == ["policy", "other"]
+    assert made.warmup is None  # what is not embedded is not warmed up
+
+
 def test_only_the_embedded_model_is_warmed_up_unless_it_is_said(file):
     embedded = config.read()
     warmup = embedded.tracks(0)["warmup"]

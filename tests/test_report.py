@@ -546,6 +546,9 @@ PLANTED = {
         "(SELECT prompt_id FROM asked WHERE purpose = 'train' LIMIT 1)",
     ),
     "sides of an example": (f"UPDATE example SET rejected_id = chosen_id WHERE id = {PAIR}",),
+    "made of answers of a later round": (
+        f"UPDATE example SET chosen_id = (SELECT max(id) FROM candidate) WHERE id = {PAIR}",
+    ),
     "margins are": (f"UPDATE example SET margin = 0.5 WHERE id = {PAIR}",),
     "same or earlier rounds": (
         "INSERT INTO trained_on SELECT 3, max(id), -1.0, -2.0 FROM example",
