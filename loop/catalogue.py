@@ -43,7 +43,10 @@ def _as_comment(line: str) -> str:
 
 def recipes() -> list[Table]:
     """[{name, about}]: `about` is the first sentence of the comment that the file begins with."""
-    return [{"name": name, "about": _about(name)} for name in config.recipes()]
+    return [
+        {"name": name, "about": _first_sentence(opening(recipe(name))[0])}
+        for name in config.recipes()
+    ]
 
 
 def recipe(name: str) -> str:
@@ -51,13 +54,13 @@ def recipe(name: str) -> str:
     return config.recipe_path(name).read_text()
 
 
-def _about(name: str) -> str:
-    lines = []
-    for line in recipe(name).splitlines():
-        if not line.startswith("#"):
-            break
-        lines.append(line.lstrip("# "))
-    return _first_sentence(" ".join(lines))
+def opening(text: str) -> list[str]:
+    """The paragraphs of the comment that a file opens with, in a line each; so are their items."""
+    lines = text.splitlines()
+    end = next((n for n, each in enumerate(lines) if not each.startswith("#")), len(lines))
+    whole = "\n".join(each.removeprefix("#").strip() for each in lines[:end])
+    paragraphs = [" ".join(each.split()) for each in whole.split("\n\n") if each.strip()]
+    return [each.replace(" - ", "\n- ") for each in paragraphs]
 
 
 def judges() -> list[Table]:

@@ -211,35 +211,59 @@ def _last_judged(context: Context, round: Round, track: str, judge: str) -> list
 
 def measure_checkpoint(context: Context, round: Round, checkpoint: Checkpoint) -> list[Evaluation]:
     """Every number of a checkpoint whose answers are judged."""
-    store, model, own = context.store, checkpoint.model, context.config.evaluate
-    judge, fixed, id = _on_trial(context, model), own.judge, cast(int, round.id)
-    seed = context.call(round, model, "evaluate").seed_for("bootstrap")
-    answers = store.answers(id, model, fixed.label)
-    found = [
-        each for split in HELD_OUT for each in measure(model, split, answers, fixed.label, seed)
+    seed = context.call(round, checkpoint.model, "evaluate").seed_for("bootstrap")
+    found = _of_anchors(context, round, checkpoint.model, seed)
+    if not context.writes(checkpoint.model):
+        return found
+    return [
+        *_of_answers(context, round, checkpoint.model, seed),
+        *found,
+        *_of_commands(context, round, checkpoint, seed),
     ]
-    if answers and _is_free(context, judge):
+
+
+def _of_answers(context: Context, round: Round, model: str, seed: int) -> Iterator[Evaluation]:
+    """What its answers to held-out prompts and to those of suites come to."""
+    store, own, id = context.store, context.config.evaluate, cast(int, round.id)
+    judge, fixed = context.config.judge(model), own.judge
+    answers = store.answers(id, model, fixed.label)
+    for split in HELD_OUT:
+        yield from measure(model, split, answers, fixed.label, seed)
+    if _is_free(context, judge):
         chosen = store.answers(id, model, judge.label)
         left_to_teach = gap(model, "gate", answers, chosen, judge.label, seed)
-        found += [] if left_to_teach is None else [left_to_teach]
-    for name, suite in own.suite.items() if answers else ():
-        answers = store.answers(id, f"{model}:{name}", suite.judge.label)
-        measured = measure(model, "gate", answers, suite.judge.label, seed)
-        greedy = [each for each in measured if each.metric != "accuracy_sampled"]
-        found += [replace(each, suite=name) for each in greedy]
-    if own.anchors is not None:
-        track = f"{model}:anchors"
-        truth, judged = (store.answers(id, track, each.label) for each in (fixed, judge))
-        spread = store.variances(id, track, judge.label)
-        before = _last_judged(context, round, track, judge.label)
-        on_anchors = judging(model, truth, judged, spread, judge.label, seed, before)
-        if round.number > 0:
-            for bell, sentence in rung(context.config.alarms, anchored(on_anchors)):
-                context.progress.say(f"alarm {bell}: model {model}, its judge {sentence}")
-        found += on_anchors
-    for name, command in own.command.items() if context.writes(model) else ():
+        if left_to_teach is not None:
+            yield left_to_teach
+    for name, suite in own.suite.items():
+        of_suite = store.answers(id, f"{model}:{name}", suite.judge.label)
+        for each in measure(model, "gate", of_suite, suite.judge.label, seed):
+            if each.metric != "accuracy_sampled":
+                yield replace(each, suite=name)
+
+
+def _of_anchors(context: Context, round: Round, model: str, seed: int) -> list[Evaluation]:
+    """How well it judges, or the judge that it is trained by."""
+    store, own, id = context.store, context.config.evaluate, cast(int, round.id)
+    if own.anchors is None:
+        return []
+    judge, track = _on_trial(context, model), f"{model}:anchors"
+    truth, judged = (store.answers(id, track, each.label) for each in (own.judge, judge))
+    spread = store.variances(id, track, judge.label)
+    before = _last_judged(context, round, track, judge.label)
+    found = judging(model, truth, judged, spread, judge.label, seed, before)
+    if round.number > 0:
+        for bell, sentence in rung(context.config.alarms, anchored(found)):
+            context.progress.say(f"alarm {bell}: model {model}, its judge {sentence}")
+    return found
+
+
+def _of_commands(
+    context: Context, round: Round, checkpoint: Checkpoint, seed: int
+) -> Iterator[Evaluation]:
+    """What the user's own commands print of it."""
+    for name, command in context.config.evaluate.command.items():
         context.check()
         context.close_policy()  # the command may need the memory
+        model = checkpoint.model
         context.progress.say(f"round {round.number}  {model}: {name} measures {checkpoint.path}")
-        found += run_command(name, command, checkpoint, context.config.gate.by, seed)
-    return found
+        yield from run_command(name, command, checkpoint, context.config.gate.by, seed)

@@ -131,7 +131,7 @@ def propose(state: State, runtime: Runtime[Context]) -> None:
             context.check()
             proposer = cast(Proposer, context.role(track.proposer))
             policy = Counted(
-                context.policy(store.incumbent(track.asked))
+                context.policy(store.incumbent(track.asks))
                 if track.proposer.model is None
                 else Asking(context, track.model, None).proposing(track.proposer)
             )
@@ -155,7 +155,7 @@ def generate(state: State, runtime: Runtime[Context]) -> None:
         for name, track in tracks.items():
             generator = cast(Generator, context.role(track.generator))
             call = context.call(round, name, "generate")
-            writer = context.store.incumbent(track.asked)
+            writer = context.store.incumbent(track.asks)
 
             def answer(prompts: Sequence[Prompt], policy: Policy) -> list[Any]:
                 return generator.generate(prompts, policy, call)  # noqa: B023 - used at once

@@ -67,7 +67,11 @@ def judging(
         _evaluation(model, "anchor", metric, values, judge, seed)
         for metric, values in per_prompt.items()
     ]
-    told_apart = tuple(share for each in both if (share := _told_apart(*each)) is not None)
+    told_apart = tuple(
+        share
+        for each in both
+        if (share := _mean_of(_orders(*each, every=True), ties=0.5)) is not None
+    )
     found = [
         replace(each, items=told_apart) if each and each.metric == "agreement" else each
         for each in found
@@ -109,40 +113,28 @@ def judging(
     return [replace(each, suite="judge") for each in found if each is not None]
 
 
-def _orders(truth: Sequence[Answer], judged: Sequence[Answer]) -> list[tuple[int, int]]:
+def _orders(
+    truth: Sequence[Answer], judged: Sequence[Answer], *, every: bool = False
+) -> list[tuple[int, int]]:
     """(truth, judge) of each two answers that differ in truth: 1 the first is better, -1 the
-    second, 0 the judge sees no difference."""
+    second, 0 the judge sees no difference.
+
+    every: also of answers to which the judge gave no score, as if it saw no difference: so what
+    there is of a prompt does not hang on the judge.
+    """
     both = [
         (real.score, said.score)
         for real, said in zip(truth, judged, strict=True)
-        if real.score is not None and said.score is not None
+        if real.score is not None and (every or said.score is not None)
     ]
     return [
-        (_sign(real - other_real), _sign(said - other_said))
+        (
+            _sign(real - other_real),
+            0 if said is None or other_said is None else _sign(said - other_said),
+        )
         for (real, said), (other_real, other_said) in combinations(both, 2)
         if real != other_real
     ]
-
-
-def _told_apart(truth: Sequence[Answer], judged: Sequence[Answer]) -> float | None:
-    """The share of a prompt's pairs that differ in truth in which the judge says the same, and one
-    that it says nothing of counting half: so a prompt has a share whatever the judge says."""
-    shares = [
-        0.5
-        if None in (said.score, other_said.score)
-        else _agrees(real, other_real, said, other_said)
-        for (real, said), (other_real, other_said) in combinations(
-            list(zip(truth, judged, strict=True)), 2
-        )
-        if None not in (real.score, other_real.score) and real.score != other_real.score
-    ]
-    return _mean(shares) if shares else None
-
-
-def _agrees(real: Answer, other_real: Answer, said: Answer, other_said: Answer) -> float:
-    wanted = _sign((real.score or 0.0) - (other_real.score or 0.0))
-    given = _sign((said.score or 0.0) - (other_said.score or 0.0))
-    return 0.5 if given == 0 else float(given == wanted)
 
 
 def _mean_of(orders: Sequence[tuple[int, int]], *, ties: float) -> float | None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from loop import claims, config
+from loop import catalogue, claims, config
 from loop.report import Table
 from loop.screen import line
 from loop.settings import Config
@@ -22,8 +22,7 @@ def told(name: str) -> Table:
     seconds, seeds}}: settings are those in which it is not default.toml; a verdict, its numbers and
     the result are None until its trial was run. Raises UserError for a name that is not there.
     """
-    text = config.recipe_path(name).read_text()
-    about, *paragraphs = _comment(text)
+    about, *paragraphs = catalogue.opening(catalogue.recipe(name)) or [""]
     said = {
         heading: paragraph.removeprefix(f"{heading}:").strip()
         for heading in HEADINGS
@@ -53,15 +52,6 @@ def told(name: str) -> Table:
             "seeds": row["seeds"],
         },
     }
-
-
-def _comment(text: str) -> list[str]:
-    """The paragraphs of the comment that a file opens with, in a line each; so are their items."""
-    lines = text.splitlines()
-    end = next((n for n, each in enumerate(lines) if not each.startswith("#")), len(lines))
-    whole = "\n".join(each.removeprefix("#").strip() for each in lines[:end])
-    paragraphs = [" ".join(each.split()) for each in whole.split("\n\n") if each.strip()]
-    return [each.replace(" - ", "\n- ") for each in paragraphs]
 
 
 def parts(own: Config) -> dict[str, str]:
@@ -134,5 +124,7 @@ def view(console: Console, found: Table) -> None:
 def _verdict(claim: Table) -> str:
     if claim["verdict"] is None:
         return "not tried yet: `make results`"
+    if claim["difference"] is None:
+        return f"{claim['verdict']}: its runs gave no values"
     interval = f"{claim['difference']:+.3f} [{claim['low']:+.3f}, {claim['high']:+.3f}]"
     return f"{claim['verdict']}: {interval}"

@@ -108,7 +108,7 @@ class Track(Frozen):
     filter: Role
 
     @property
-    def asked(self) -> str:
+    def asks(self) -> str:
         """The model that proposers and generators ask."""
         return self.writer or self.model
 
@@ -477,10 +477,10 @@ class Config(Frozen):
         for name, track in (*self.track.items(), *self.tracks(0).items()):
             if track.model not in self.models:
                 raise ValueError(f"track {name!r} is of model {track.model!r}, which is not there")
-            if track.asked not in self.models:
-                raise ValueError(f"track {name!r} asks model {track.asked!r}, which is not there")
+            if track.asks not in self.models:
+                raise ValueError(f"track {name!r} asks model {track.asks!r}, which is not there")
         tracks = (*self.track.values(), *self.tracks(0).values())
-        busy = {track.model for track in tracks} | {track.asked for track in tracks}
+        busy = {track.model for track in tracks} | {track.asks for track in tracks}
         roles = (role for track in tracks for role in (track.judge, track.proposer))
         asked = {role.model for role in roles}
         busy |= {each for each in self.models if {f"model:{each}", f"base:{each}"} & asked}
