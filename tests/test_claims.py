@@ -17,6 +17,10 @@ from runs import HERE, scripted_toml, start
 from store.database import Store
 from store.errors import UserError
 
+sys.path.insert(0, str(HERE / "benchmarks"))
+
+import told
+
 RESULTS = HERE / "benchmarks" / "results.py"
 TRIED = [name for name in config.recipes() if name != "default"]
 TINY = (
@@ -250,3 +254,15 @@ def test_reported_seeds_are_not_run_before_the_claim_is_committed(
     assert ended.returncode == 1
     assert "commit these before their reported seeds run" in ended.stderr
     assert not (tmp_path / "runs").exists()
+
+
+def test_runs_that_generated_more_than_the_recipes_are_named(tried: tuple[Path, str]) -> None:
+    folder, _ = tried
+    rows = told.kept(folder / "out")
+    own = rows["irpo"]["variants"]["recipe"]["tokens"]
+    for name, share in (("control", 1.08), ("plain", 1.5)):
+        rows["irpo"]["variants"][name]["tokens"] = round(own * share)
+    said = told.markdown({"irpo": rows["irpo"]})
+    assert "Generated tokens, against the recipe's: plain iterative DPO +50%." in said
+    rows["irpo"]["variants"]["plain"]["tokens"] = own
+    assert "Generated tokens, against" not in told.markdown({"irpo": rows["irpo"]})

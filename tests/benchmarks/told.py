@@ -47,10 +47,11 @@ HEAD = """\
 
 Each recipe's claim was written into its file and committed before these runs were made. Every \
 recipe ran beside its control (the claimed ingredient off) and beside plain iterative DPO, all \
-three from one warm-up and at as many generated tokens, over seeds {seeds}; settings were tuned on \
-seeds from 100 up. Start and end are of the test split, and intervals are 95 % by bootstrap over \
-seeds and, within each, over prompts. A difference is paired by seed, and by prompt where both \
-sides answer the same ones. *confirmed* and *refuted* mean that the whole interval lies on one side.
+three from one warm-up, over seeds {seeds}, and at as many generated tokens to a tenth where it is \
+not said otherwise; settings were tuned on seeds from 100 up. Start and end are of the test split, \
+and intervals are 95 % by bootstrap over seeds and, within each, over prompts. A difference is \
+paired by seed, and by prompt where both sides answer the same ones. *confirmed* and *refuted* \
+mean that the whole interval lies on one side.
 
 All of it is the embedded model (a million parameters) on tasks of a second: it says whether a \
 mechanism does what its paper says *there*, and nothing of how much it does for a large model.
@@ -90,6 +91,7 @@ def markdown(rows: Mapping[str, Table]) -> str:
     lines.append("\nTokens and minutes are of a run: the recipe's / the control's / plain DPO's.")
     for row in ordered:
         lines.append(f"\n## {row['recipe']}\n")
+        lines += _unequal(row["variants"])
         for claim, now in zip(row["claims"], claims.read(row["recipe"]).claim, strict=False):
             sides = ""
             if claim["items"]:
@@ -103,6 +105,19 @@ def markdown(rows: Mapping[str, Table]) -> str:
                 lines.append(f"  {now.found.strip()}")
     return "\n".join(lines) + "\n"
 
+
+def _unequal(variants: Table) -> list[str]:
+    """A line that says which runs did not generate as many tokens as the recipe's, if any."""
+    own = variants["recipe"]["tokens"]
+    off = [
+        f"{NAMES[name]} {each['tokens'] / own - 1:+.0%}"
+        for name, each in variants.items()
+        if abs(each["tokens"] / own - 1) > MOST_UNEQUAL
+    ]
+    return [f"Generated tokens, against the recipe's: {', '.join(off)}.\n"] if off else []
+
+
+MOST_UNEQUAL = 0.1
 
 OF = {
     "control": "the control",
