@@ -188,3 +188,12 @@ def test_demonstrations_can_begin_with_a_line_that_people_write_before_an_answer
     assert {one.text for one in made} == {"well\n" * n + "So." for n in range(4)}
     with pytest.raises(UserError, match="need a preamble and how many"):
         Demonstrations(preamble="well")
+
+
+def test_demonstrations_can_stop_early_the_way_people_do(policy: Policy) -> None:
+    short = Demonstrations(n=60, cut=(2, 4))
+    (made,) = short.generate([ask("Why?", reference="drawer")], policy, Call(seed=1))
+    assert {one.text for one in made} == {"dr", "dra", "draw"}
+    assert short.generate([ask("Why?", reference="drawer")], policy, Call(seed=1)) == [made]
+    with pytest.raises(UserError, match=r"from the least to the most; found \[3, 2\]"):
+        Demonstrations(cut=(3, 2))

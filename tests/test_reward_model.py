@@ -358,6 +358,14 @@ def test_what_is_no_reward_model_is_refused_in_a_sentence(
     refused(unpadded, "has no token that pads")
 
 
+@pytest.mark.parametrize("option", [{"label": 1}, {"dtype": "bfloat16"}, {"device": "cpu"}])
+def test_how_a_model_is_loaded_is_not_said_of_one_that_the_run_opens(
+    option: dict[str, Any],
+) -> None:
+    with pytest.raises(UserError, match=r"label, dtype and device for the model that it loads"):
+        RewardModel(**option)
+
+
 def test_listing_the_judge_imports_no_torch() -> None:
     code = "import sys, judges.reward_model, judges.implicit_reward; print(*sys.modules)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -15,6 +15,7 @@ from roles.generators.steered import Steered
 from roles.policy.embedded import build
 from roles.policy.transformers import TransformersEngine
 from roles.protocols import Policy
+from shown import ask
 from store.errors import UserError
 from store.records import (
     Call,
@@ -29,10 +30,6 @@ from store.records import (
 )
 
 CALL = Call(seed=1, round=2, stage="generate")
-
-
-def ask(text: str, **rest: Any) -> Prompt:
-    return Prompt(messages=(Message(role="user", content=text),), **rest)
 
 
 @pytest.fixture(scope="module")
