@@ -42,7 +42,7 @@ _MOST_AT_ONCE, _LEAST_AT_ONCE = 64, 16
 class SelfInstruct:
     """path: seed prompts, in any form that the proposer `dataset` reads; or
     proposer: a table of the proposer that gives them, as in {use = "reasoning_gym", tasks = [...]}.
-    It gives the prompts of gate, test and anchor too.
+    It gives the prompts of gate, test and anchor too. Where it gives none, none are written.
     seeds: from how many of its prompts examples are drawn.
     shots: examples in one question, of which up to `own` were proposed in earlier rounds.
     similarity: a prompt whose ROUGE-L with another is above it is left out; 1 leaves out only
@@ -105,6 +105,8 @@ class SelfInstruct:
         # A stage of their own, or the seeds would be drawn as those given were.
         apart = replace(call, stage="seeds")
         seeds = self.source.propose(self.seeds, split, history, policy, apart)
+        if self.shots and not seeds:  # nothing to go by, in a run's first round say
+            return given
         own = [one for one in history.prompts("train") if one.origin == "proposed"]
         others = [*given, *seeds, *history.prompts("train", "gate", "test", "anchor")]
         near = NearTexts(self.similarity, (last_asked(one) for one in others))
