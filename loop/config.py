@@ -211,16 +211,19 @@ WHEN = ("always", "never", "embedded")
 
 
 def _warmup_table(tables: Tables) -> Tables:
+    """What a warm-up leaves out, the top says; of a role that it has a table of, nothing: how the
+    rounds choose or train is no way to choose or train demonstrations."""
     table = tables.get("warmup", {})
     top = {key: tables[key] for key in (*ROLES, "prompts", "trainer") if key in tables}
     own = {key: value for key, value in table.items() if key not in ("when", "track")}
-    first = merge(top, own)
+    named = {key for key, value in own.items() if isinstance(value, dict) and "use" in value}
+    first = merge({key: value for key, value in top.items() if key not in named}, own)
     trainer = first.pop("trainer")
-    named = {
+    tracks = {
         name: merge(first, {key: value for key, value in track.items() if key != "when"})
         for name, track in table.get("track", {}).items()
     }
-    return {"track": {"warmup": first, **named}, "trainer": trainer}
+    return {"track": {"warmup": first, **tracks}, "trainer": trainer}
 
 
 def _must_be_tables(tables: Tables) -> None:

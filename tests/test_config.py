@@ -202,6 +202,28 @@ def test_only_the_embedded_model_is_warmed_up_unless_it_is_said(file):
         config.read(sets=["warmup.when=sometimes"])
 
 
+def test_how_the_rounds_choose_and_train_is_not_how_the_warm_up_does(file):
+    alike = config.read(
+        file(
+            """
+[filter]
+use = "everything"
+min_score = 1.0
+[trainer]
+use = "supervised"
+kl_weight = 0.5
+[judge]
+use = "verifier"
+scorer = "numeric"
+"""
+        )
+    )
+    assert alike.warmup == config.read().warmup
+    other = config.read(file('[warmup]\njudge = { use = "length" }\n[judge]\nuse = "math"'))
+    assert other.warmup is not None
+    assert other.warmup.track["warmup"].judge.use == "length"
+
+
 def test_the_label_of_a_role_tells_its_options_and_model_apart():
     labels = [
         Role(use="rubric").label,
@@ -415,7 +437,6 @@ def test_differences_name_each_setting_with_both_values():
         {"key": "models.policy.trainer.beta", "from": 0.1, "to": 0.2},
         {"key": "rounds", "from": 3, "to": 4},
         {"key": "track.main.judge.votes", "from": None, "to": 3},
-        {"key": "warmup.track.warmup.judge.votes", "from": None, "to": 3},
     ]
 
 

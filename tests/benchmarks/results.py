@@ -108,10 +108,15 @@ class Bench:
         parts = [tables["warmup"], tables["evaluate"], made.seed, made.batch_prompts, bases]
         key = digest(parts)[:12]
         if key not in self.warmed:
-            # Whatever the warm-up scores is enough, so the run is over before its first round.
-            only = Variant("warm-up", variant.recipe, (*variant.sets, "gate.target=-1e9"))
-            self.warmed[key] = self.start(only, seed, self.runs / "warm-ups" / key)
+            self.warmed[key] = self._warm_up(variant, seed, self.runs / "warm-ups" / key)
         return self.warmed[key]
+
+    def _warm_up(self, variant: Variant, seed: int, place: Path) -> Future[Path]:
+        if (found := run_of(place)) is not None and found.finished:
+            return self.pool.submit(lambda: found.root)
+        # Whatever the warm-up scores is enough, so the run is over before its first round.
+        only = Variant("warm-up", variant.recipe, (*variant.sets, "gate.target=-1e9"))
+        return self.start(only, seed, place)
 
 
 @dataclass(frozen=True)
@@ -120,13 +125,13 @@ class Found:
     finished: bool
 
 
-def run_of(place: Path, identity: str) -> Found | None:
-    """The newest run of these settings."""
+def run_of(place: Path, identity: str | None = None) -> Found | None:
+    """The newest run of these settings, or of any."""
     for database in sorted(place.glob("*/loop.db"), reverse=True):
         store = Store(database)
         run = store.run()
         store.close()
-        if run is not None and run.identity == identity:
+        if run is not None and identity in (None, run.identity):
             return Found(database.parent, run.status in ("done", "stopped"))
     return None
 
