@@ -232,7 +232,7 @@ def test_what_a_revision_came_to_is_to_be_learned_in_the_next_round() -> None:
             made_with=told,
         )
 
-    answers = [one(0, "ab", "first"), one(1, "abcd", "revised", "ab"), one(2, "good", "revised")]
+    answers = [one(0, "ab", "first"), one(1, "abcd", "revised", "ab"), one(2, "good", "accepted")]
     answers += [one(3, "x", "first"), one(4, "x", "revised"), one(5, "y", "first")]
     answers += [one(6, "odd", "unsettled")]
     group = Group(asked_id=1, prompt=ask("word"), candidates=tuple(answers))

@@ -36,7 +36,7 @@ class Revised:
     n, temperature, top_p, top_k, max_tokens, stop: of the answers, first ones and revised ones.
     critique_tokens: the longest critique.
 
-    An answer that its critique accepts is made as "revised" and stands alone. Any other is made as
+    An answer that its critique accepts is made as "accepted" and stands alone. Any other is made as
     "first", and followed by its revision: "revised" if a second critique accepts it or none is
     asked for, else "unsettled". They keep the first critique, or what was extended.
     """
@@ -111,7 +111,7 @@ class Revised:
         mended = set(mend)
         for place, ((_, answer), critique) in enumerate(zip(asked, critiques, strict=True)):
             if critique is not None and place not in mended:
-                found.append([replace(answer, made_as="revised", made_with=critique)])
+                found.append([replace(answer, made_as="accepted", made_with=critique)])
             elif place in new:
                 settled = self.criticism is None or self._accepted(checks[place] or "")
                 kind = "revised" if settled else "unsettled"
