@@ -18,10 +18,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Literal, cast
 
-from pydantic import Field, StrictFloat, ValidationError, model_validator
+from pydantic import AfterValidator, Field, StrictFloat, ValidationError, model_validator
 
 from loop import config
-from loop.gain import METRICS, Interval, by_prompt
+from loop.gain import METRICS as BY_PROMPT
+from loop.gain import Interval, by_prompt
+from loop.gate import items
 from loop.settings import Frozen
 from store.database import Store
 from store.errors import UserError
@@ -31,6 +33,13 @@ Verdict = Literal["confirmed", "refuted", "undecided"]
 Against = Literal["control", "plain", "start", "zero"]
 Values = Mapping[str, float]
 """Item (a test prompt's digest, say) -> value."""
+METRICS = (*BY_PROMPT, "agreement")
+
+
+def _known(metric: str) -> str:
+    if metric not in METRICS:
+        raise ValueError(f"there is no metric {metric!r}; there are {', '.join(METRICS)}")
+    return metric
 
 
 class Claim(Frozen):
@@ -38,7 +47,9 @@ class Claim(Frozen):
 
     says: str = Field(description="the claim, in a sentence")
     metric: str | None = Field(
-        None, description=f"of the prompts of the test split: {', '.join(METRICS)}"
+        None,
+        description=f"of the prompts of the test split: {', '.join(BY_PROMPT)}; or of the anchors, "
+        "how well it judges: agreement",
     )
     query: str | None = Field(
         None,
@@ -62,19 +73,19 @@ class Claim(Frozen):
     def _names_a_number(self) -> Claim:
         if (self.metric is None) == (self.query is None):
             raise ValueError("a claim is about a metric or about a query, and about one of them")
-        if self.metric is not None and self.metric not in METRICS:
-            raise ValueError(f"there is no metric {self.metric!r}; there are {', '.join(METRICS)}")
+        if self.metric is not None:
+            _known(self.metric)
         if (self.margin > 0) == (self.expect in ("more", "less")):
             raise ValueError(
                 f'expect "{self.expect}" and margin {self.margin:g} do not go together'
             )
         return self
 
-    def values(self, store: Store, checkpoint: Checkpoint, judge: str) -> dict[str, float]:
+    def values(self, store: Store, checkpoint: Checkpoint, judge: str) -> Values:
         """The number of a checkpoint, item by item. judge: the label of the one that evaluates."""
         id = cast(int, checkpoint.id)
         if self.metric is not None:
-            return by_prompt(store, id, judge).get(self.metric, {})
+            return values(store, id, judge, self.metric)
         rows = store.query(cast(str, self.query), checkpoint=id, judge=judge)
         return {str(row["item"]): row["value"] for row in rows if row["value"] is not None}
 
@@ -96,6 +107,14 @@ class Claim(Frozen):
         return "confirmed" if held else "refuted" if broken else "undecided"
 
 
+def values(store: Store, checkpoint: int, judge: str, metric: str) -> Values:
+    """The number of a checkpoint, item by item."""
+    if metric == "agreement":
+        found = items(store, checkpoint, "judge", metric)
+        return {str(place): item for place, item in enumerate(found)}
+    return by_prompt(store, checkpoint, judge).get(metric, {})
+
+
 class Trial(Frozen):
     """How a recipe is put to the test."""
 
@@ -109,7 +128,9 @@ class Trial(Frozen):
     """Settings of plain iterative DPO in the arena, so that it generates as many tokens."""
     trial: tuple[str, ...] = ()
     """Settings of all three runs, where the recipe's own sizes would take too long."""
-    shown: str = Field("accuracy_sampled", description="the metric whose course is shown")
+    shown: Annotated[str, AfterValidator(_known)] = Field(
+        "accuracy_sampled", description="the metric whose course is shown"
+    )
 
 
 def read(name: str) -> Trial:

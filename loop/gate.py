@@ -195,25 +195,21 @@ def _complete(rounds: Sequence[Round], config: Config) -> bool:
     return config.rounds > 0 and done
 
 
+AGREEMENT = "judge.agreement"
+"""How well it judges anchors: of each, the share of pairs of answers put in the true order."""
+
+
 def heard(store: Store, config: Config, checkpoint: Checkpoint, *, writes: bool = True) -> Scores:
     """What the gate compares of a checkpoint: prompt -> scores, or place -> a command's item.
 
     writes: whether it answers prompts; a reward model is heard by its word on the anchors.
     """
     id = cast(int, checkpoint.id)
-    if not writes:
-        return _judged(store, id)
-    if config.gate.by == "held_out":
+    if writes and config.gate.by == "held_out":
         return store.scores(id, "gate", config.evaluate.judge.label)
-    name, _, metric = config.gate.by.partition(".")
-    return {place: [item] for place, item in enumerate(_items(store, id, name, metric))}
-
-
-def _judged(store: Store, id: int) -> Scores:
-    """Of a reward model, which answers nothing: its agreement with the truth, anchor by anchor."""
-    found = store.evaluations(id)
-    items = next((each.items for each in found if each.metric == "agreement"), None)
-    return {place: [item] for place, item in enumerate(items or ())}
+    by = config.gate.by if writes else AGREEMENT
+    suite, _, metric = by.partition(".")
+    return {place: [item] for place, item in enumerate(items(store, id, suite, metric))}
 
 
 def is_heard(measured: Evaluation, by: str) -> bool:
@@ -244,7 +240,7 @@ def guards(
     for name, command in config.evaluate.command.items():
         if command.guard is not None:
             label = f"{name}.{command.guard}"
-            now, then = (_items(store, each, name, command.guard) for each in (new, old))
+            now, then = (items(store, each, name, command.guard) for each in (new, old))
             if len(now) != len(then):
                 raise _unlike(label, len(now), len(then))
             changes = [one - other for one, other in zip(now, then, strict=True)]
@@ -259,10 +255,13 @@ def _unlike(label: str, now: int, before: int) -> UserError:
     )
 
 
-def _items(store: Store, checkpoint_id: int, name: str, metric: str) -> Sequence[float]:
-    """A command's metric, item by item if it said so."""
+def items(store: Store, checkpoint_id: int, suite: str, metric: str) -> Sequence[float]:
+    """A metric that is no mean over held-out prompts, item by item if it was measured so; none
+    where it was not measured."""
     measured = store.evaluations(checkpoint_id)
-    one = next(each for each in measured if (each.suite, each.metric) == (name, metric))
+    one = next((each for each in measured if (each.suite, each.metric) == (suite, metric)), None)
+    if one is None:
+        return ()
     return [one.value] if one.items is None else one.items
 
 

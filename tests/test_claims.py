@@ -145,20 +145,39 @@ def test_a_query_is_asked_of_the_store_for_a_checkpoint(tmp_path: Path) -> None:
     store.close()
 
 
+def test_how_well_it_judges_is_a_number_an_anchor(tmp_path: Path) -> None:
+    anchors = "[evaluate.anchors]\nprompts = 10\n"
+    root, _ = start(scripted_toml(tmp_path, anchors), tmp_path / "runs", ["rounds=1"])
+    store = Store(root / "loop.db")
+    last = store.incumbent("policy")
+    found = claims.Claim(says="It judges well", metric="agreement").values(store, last, "exact")
+    (measured,) = [each for each in store.evaluations(last.id or 0) if each.metric == "agreement"]
+    assert list(found.values()) == list(measured.items or ())
+    assert sum(found.values()) / len(found) == pytest.approx(measured.value)
+    store.close()
+
+
 # The trial itself, on two recipes
 
 
 @pytest.fixture(scope="module")
 def tried(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """results.py on two recipes with few prompts, one seed."""
+    """results.py on two recipes with few prompts, one seed, and before them on one that fails."""
     folder = tmp_path_factory.mktemp("results")
-    command = [sys.executable, str(RESULTS), "irpo", "mbr-dpo", "--seeds", "100"]
+    broken = folder / "broken.toml"
+    broken.write_text(
+        'judge = "nobody"\nbatch_prompts = 64\ncontrol = ["rounds=2"]\n'
+        '[[claim]]\nsays = "x"\nmetric = "score"\n'
+    )
+    command = [sys.executable, str(RESULTS), str(broken), "irpo", "mbr-dpo", "--seeds", "100"]
     command += ["--runs", str(folder / "runs"), "--out", str(folder / "out")]
     command += [part for each in TINY for part in ("--set", each)]
     ended = subprocess.run(
         command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(HERE.parent)}
     )
-    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert ended.returncode == 1, ended.stdout + ended.stderr
+    assert ended.stderr.startswith(f"{broken}: ")
+    assert "no judge named 'nobody'" in ended.stderr
     return folder, ended.stdout
 
 

@@ -130,7 +130,7 @@ def test_the_wheel_holds_recipes_entry_points_and_no_tests(wheel):
     assert {top for top in tops if not top.endswith(".dist-info")} == set(names.OURS)
     assert "loop/default.toml" in files
     folder = ROOT / "loop" / "recipes"
-    recipes = {str(path.relative_to(folder)) for path in folder.rglob("*.toml")}
+    recipes = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     assert {file.removeprefix("loop/recipes/") for file in files if "/recipes/" in file} == recipes
     texts = {path.name for path in (ROOT / "judges").glob("*.txt")}
     assert {file.split("/")[1] for file in files if file[:7] + file[-4:] == "judges/.txt"} == texts

@@ -15,7 +15,7 @@ import argparse
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +25,7 @@ import told
 
 from loop import claims, config
 from loop.fork import fork
-from loop.gain import by_prompt, difference, over_runs
+from loop.gain import difference, over_runs
 from loop.report import rounds
 from loop.settings import Config, digest
 from loop.sides import standings
@@ -145,10 +145,10 @@ def variants(name: str, trial: claims.Trial, sets: Sequence[str]) -> list[Varian
     ]
 
 
-def measured(
+def begin(
     bench: Bench, names: Sequence[str], seeds: Sequence[int], sets: Sequence[str]
-) -> Iterator[tuple[str, dict[str, list[Path]]]]:
-    """Recipe, and of each variant its run a seed, as soon as a recipe's are all there."""
+) -> dict[str, dict[str, list[Future[Path]]]]:
+    """Recipe -> variant -> its run a seed."""
     trials = {name: claims.read(name) for name in names}
     warm = {
         (name, seed): bench.warm_up(variants(name, trials[name], sets)[0], seed)
@@ -163,8 +163,7 @@ def measured(
                 place = bench.runs / told.plain_name(name) / each.name / f"seed-{seed}"
                 made = bench.start(each, seed, place, warm[name, seed])
                 begun[name][each.name].append(made)
-    for name in names:
-        yield name, {each: [one.result() for one in made] for each, made in begun[name].items()}
+    return begun
 
 
 # What the stores say
@@ -188,7 +187,7 @@ def row(name: str, runs: Mapping[str, Sequence[Path]], seeds: Sequence[int]) -> 
 class Reading:
     """What is read of one run."""
 
-    course: list[dict[str, float]]
+    course: list[claims.Values]
     """After each round: test prompt -> the metric that is shown."""
     begins: list[claims.Values]
     """Of each claim, the number of the checkpoint that the rounds began from."""
@@ -203,14 +202,12 @@ class Reading:
         run = store.run()
         assert run is not None
         made = Config.model_validate(run.config)
-        model, judge = next(iter(made.models)), made.evaluate.judge.label
+        model, judge = made.track["main"].model, made.evaluate.judge.label
         beginning, incumbent = store.beginning(model), store.incumbent(model)
         over = [each for each in rounds(store)["rounds"] if each["status"] != "running"]
         after = standings(store, made, model, beginning.id or 0, over)
         found = cls(
-            course=[
-                by_prompt(store, each.checkpoint, judge).get(trial.shown, {}) for each in after
-            ],
+            course=[claims.values(store, each.checkpoint, judge, trial.shown) for each in after],
             begins=[each.values(store, beginning, judge) for each in trial.claim],
             ends=[each.values(store, incumbent, judge) for each in trial.claim],
             tokens=store.generated_tokens(),
@@ -287,14 +284,21 @@ def main() -> None:
     ]
     if set(asked.seeds or SEEDS) & set(SEEDS):
         uncommitted(names)
-    kept = told.kept(out)
+    kept, failed = told.kept(out), []
     with ThreadPoolExecutor(asked.jobs) as pool:
-        bench = Bench(asked.runs.resolve(), pool)
-        for name, runs in measured(bench, names, asked.seeds or SEEDS, asked.sets):
+        begun = begin(Bench(asked.runs.resolve(), pool), names, asked.seeds or SEEDS, asked.sets)
+        for name, pending in begun.items():
+            try:
+                runs = {each: [one.result() for one in made] for each, made in pending.items()}
+            except RuntimeError as error:  # hours of the others' runs need not wait for it
+                failed.append(f"{name}: {error}")
+                continue
             kept[name] = row(name, runs, asked.seeds or SEEDS)
             print(told.line(kept[name]), flush=True)
             if out is not None:  # what is there is kept, should the rest take another day
                 told.write(out, kept)
+    if failed:
+        sys.exit("\n".join(failed))
 
 
 def uncommitted(names: Sequence[str]) -> None:
