@@ -197,6 +197,9 @@ class Anchors(Frozen):
     prompts: StrictInt = Field(100, ge=2)
     proposer: Role
     generator: Role
+    judge: Role | None = Field(
+        None, description="who asks a model that judges, where no judge of the rounds does"
+    )
 
 
 class Suite(Frozen):
@@ -524,6 +527,8 @@ class Config(Frozen):
         if (anchors := self.evaluate.anchors) is not None:
             yield "proposer", anchors.proposer
             yield "generator", anchors.generator
+            if anchors.judge is not None:
+                yield "judge", anchors.judge
         for suite in self.evaluate.suite.values():
             yield "proposer", suite.proposer
             yield "judge", suite.judge
@@ -546,7 +551,9 @@ class Config(Frozen):
 
     def judge_by(self, model: str) -> Role | None:
         """The judge that asks a model which the run trains to judge; None when none does."""
-        own = (track.judge for track in self.track.values())
+        own = [track.judge for track in self.track.values()]
+        if self.evaluate.anchors is not None and self.evaluate.anchors.judge is not None:
+            own.append(self.evaluate.anchors.judge)
         return next((each for each in own if each.model == f"model:{model}"), None)
 
     def trainer(self, round: int, model: str) -> Role:

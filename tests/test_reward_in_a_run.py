@@ -136,6 +136,25 @@ def test_without_anchors_it_is_taken_as_it_comes_and_says_so(tmp_path: Path) -> 
     assert "reward: accept, a reward model is measured on [evaluate.anchors]" in said
 
 
+def test_a_reward_model_that_no_judge_of_the_rounds_asks_is_measured_by_one_of_the_anchors(
+    tmp_path: Path,
+) -> None:
+    sets = [*SMALL, "rounds=1", 'judge={use="verifier"}']
+    sets += ['evaluate.anchors.judge={use="reward_model",model="model:reward"}']
+    told = [part for each in sets for part in ("--set", each)]
+    done = loop("start", "--recipe", "rm-sft-coevolve", "--runs", tmp_path, *told)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (root,) = tmp_path.iterdir()
+    store = Store(root / run.DATABASE)
+    found = store.query(
+        "SELECT metric FROM evaluation WHERE model = 'reward' AND metric = 'agreement'"
+    )
+    decided = store.query("SELECT rule FROM decision WHERE model = 'reward' ORDER BY id")
+    store.close()
+    assert len(found) == 2
+    assert decided[-1]["rule"] == "paired bootstrap"
+
+
 def test_a_policy_without_scores_is_not_heard_by_how_well_its_judge_judges(tmp_path: Path) -> None:
     anchors = "[evaluate.anchors]\nprompts = 10\n"
     root, _ = start(scripted_toml(tmp_path, anchors), tmp_path / "runs", ["rounds=1"])
