@@ -211,19 +211,24 @@ WHEN = ("always", "never", "embedded")
 
 
 def _warmup_table(tables: Tables) -> Tables:
-    """What a warm-up leaves out, the top says; of a role that it has a table of, nothing: how the
-    rounds choose or train is no way to choose or train demonstrations."""
+    """What a warm-up leaves out the top says, and what one of its tracks leaves out the warm-up."""
     table = tables.get("warmup", {})
     top = {key: tables[key] for key in (*ROLES, "prompts", "trainer") if key in tables}
     own = {key: value for key, value in table.items() if key not in ("when", "track")}
-    named = {key for key, value in own.items() if isinstance(value, dict) and "use" in value}
-    first = merge({key: value for key, value in top.items() if key not in named}, own)
+    first = _apart(top, own)
     trainer = first.pop("trainer")
     tracks = {
-        name: merge(first, {key: value for key, value in track.items() if key != "when"})
+        name: _apart(first, {key: value for key, value in track.items() if key != "when"})
         for name, track in table.get("track", {}).items()
     }
     return {"track": {"warmup": first, **tracks}, "trainer": trainer}
+
+
+def _apart(lower: Tables, upper: Tables) -> Tables:
+    """`upper` over `lower`, but a role that `upper` names takes no option from below: how the
+    rounds choose or train, or what mistakes others' demonstrations have, is nothing to it."""
+    named = {key for key, value in upper.items() if isinstance(value, dict) and "use" in value}
+    return merge({key: value for key, value in lower.items() if key not in named}, upper)
 
 
 def _must_be_tables(tables: Tables) -> None:

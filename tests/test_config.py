@@ -224,6 +224,30 @@ scorer = "numeric"
     assert other.warmup.track["warmup"].judge.use == "length"
 
 
+def test_a_warm_up_track_that_names_a_part_has_it_as_it_says(file):
+    made = config.read(
+        file(
+            """
+[warmup.generator]
+use = "demonstrations"
+cut = [2, 3]
+mistakes = 0.5
+[warmup.track.more.generator]
+use = "demonstrations"
+[warmup.track.same]
+prompts = 7
+[warmup.track.other.generator]
+mistakes = 0.1
+"""
+        )
+    )
+    assert made.warmup is not None
+    tracks = {name: each.generator.options for name, each in made.warmup.track.items()}
+    assert tracks["more"] == {}
+    assert tracks["same"] == tracks["warmup"]
+    assert tracks["other"] == tracks["warmup"] | {"mistakes": 0.1}
+
+
 def test_the_label_of_a_role_tells_its_options_and_model_apart():
     labels = [
         Role(use="rubric").label,
