@@ -104,7 +104,10 @@ class Bench:
         """The run whose round 0 is the variant's, and which has no other."""
         made = variant.config(seed)
         tables = made.model_dump(mode="json")
-        bases = {name: [each.path, each.warmup_from] for name, each in made.models.items()}
+        bases = {
+            name: [each.path, each.warmup_from, made.trainer(0, name).model_dump(mode="json")]
+            for name, each in made.models.items()
+        }
         parts = [tables["warmup"], tables["evaluate"], made.seed, made.batch_prompts, bases]
         key = digest(parts)[:12]
         if key not in self.warmed:
