@@ -12,15 +12,12 @@ from judges.made_as import MadeAs
 from roles.generators.joined import Joined
 from roles.generators.revised import Revised
 from roles.generators.steered import Steered
-from roles.policy.embedded import build
-from roles.policy.transformers import TransformersEngine
 from roles.protocols import Policy
-from shown import ask
+from shown import ask, embedded
 from store.errors import UserError
 from store.records import (
     Call,
     Candidate,
-    Checkpoint,
     Completion,
     Group,
     Message,
@@ -34,13 +31,7 @@ CALL = Call(seed=1, round=2, stage="generate")
 
 @pytest.fixture(scope="module")
 def policy(tmp_path_factory: pytest.TempPathFactory) -> Policy:
-    path = tmp_path_factory.mktemp("embedded")
-    build(path, seed=0)
-    return TransformersEngine(device="cpu").open(
-        Checkpoint(
-            model="main", path=path, digest="d", tokenizer_digest="t", template_digest="c", bytes=1
-        )
-    )
+    return embedded(tmp_path_factory.mktemp("embedded"))
 
 
 # Joined
