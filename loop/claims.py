@@ -108,9 +108,15 @@ class Claim(Frozen):
 
 
 def values(store: Store, checkpoint: int, judge: str, metric: str) -> Values:
-    """The number of a checkpoint, item by item."""
+    """The number of a checkpoint, item by item. Raises UserError for agreement without anchors."""
     if metric == "agreement":
-        found = items(store, checkpoint, "judge", metric)
+        try:
+            found = items(store, checkpoint, "judge", metric)
+        except LookupError as error:
+            raise UserError(
+                f"{store.root}: {error}; a run that is asked for agreement has [evaluate.anchors], "
+                "and of a reward model a judge that asks it (evaluate.anchors.judge)"
+            ) from None
         return {str(place): item for place, item in enumerate(found)}
     return by_prompt(store, checkpoint, judge).get(metric, {})
 

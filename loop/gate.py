@@ -256,13 +256,14 @@ def _unlike(label: str, now: int, before: int) -> UserError:
 
 
 def items(store: Store, checkpoint_id: int, suite: str, metric: str) -> Sequence[float]:
-    """A metric that is no mean over held-out prompts, item by item if it was measured so; none
-    where it was not measured."""
-    measured = store.evaluations(checkpoint_id)
-    one = next((each for each in measured if (each.suite, each.metric) == (suite, metric)), None)
-    if one is None:
-        return ()
-    return [one.value] if one.items is None else one.items
+    """A metric that is no mean over held-out prompts, item by item if it was measured so.
+
+    Raises LookupError where it was not measured.
+    """
+    for each in store.evaluations(checkpoint_id):
+        if (each.suite, each.metric) == (suite, metric):
+            return [each.value] if each.items is None else each.items
+    raise LookupError(f"{suite}.{metric} of checkpoint {checkpoint_id} was not measured")
 
 
 def _decisions(store: Store) -> list[dict[str, object]]:

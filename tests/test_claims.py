@@ -157,6 +157,15 @@ def test_how_well_it_judges_is_a_number_an_anchor(tmp_path: Path) -> None:
     store.close()
 
 
+def test_without_anchors_there_is_no_word_on_how_well_it_judges(tmp_path: Path) -> None:
+    root, _ = start(scripted_toml(tmp_path), tmp_path / "runs", ["rounds=1"])
+    store = Store(root / "loop.db")
+    claim = claims.Claim(says="It judges well", metric="agreement")
+    with pytest.raises(UserError, match=r"was not measured; a run .* has \[evaluate.anchors\]"):
+        claim.values(store, store.incumbent("policy"), "exact")
+    store.close()
+
+
 # The trial itself, on two recipes
 
 

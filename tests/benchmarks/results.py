@@ -30,6 +30,7 @@ from loop.report import rounds
 from loop.settings import Config, digest
 from loop.sides import standings
 from store.database import Store
+from store.errors import UserError
 
 HOME = Path(__file__).resolve().parents[2]
 SEEDS = (0, 1, 2, 3, 4)
@@ -293,10 +294,10 @@ def main() -> None:
         for name, pending in begun.items():
             try:
                 runs = {each: [one.result() for one in made] for each, made in pending.items()}
-            except RuntimeError as error:  # hours of the others' runs need not wait for it
+                kept[name] = row(name, runs, asked.seeds or SEEDS)
+            except (RuntimeError, UserError) as error:  # the others' runs took hours
                 failed.append(f"{name}: {error}")
                 continue
-            kept[name] = row(name, runs, asked.seeds or SEEDS)
             print(told.line(kept[name]), flush=True)
             if out is not None:  # what is there is kept, should the rest take another day
                 told.write(out, kept)
