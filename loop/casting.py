@@ -43,6 +43,9 @@ def load_roles(config: Config) -> dict[int, Any]:
                     f"proposer {table.use!r} asks {table.model!r}, and proposers ask models that "
                     "the run opens itself; name a checkpoint"
                 )
+    for role, table in wanted:
+        if role == "proposer":
+            _check_track(config, table.use, made[id(table)])
     for number in (0, 1):
         for track in config.tracks(number).values():
             _check_kinds(track.filter, config.trainer(number, track.model), made)
@@ -80,6 +83,19 @@ def _check_device(made: Any) -> None:
     device: Any = getattr(made, "device", None)
     if device in get_args(devices.Device):
         devices.find(device)
+
+
+def _check_track(config: Config, use: str, proposer: Any) -> None:
+    """The track that a proposer looks back at, or one that it takes prompts from, is there."""
+    track = getattr(proposer, "track", None)
+    if isinstance(track, str) and track not in config.track:
+        raise UserError(
+            f"proposer {use!r} looks at what track {track!r} answered, which is not there; there "
+            f"are: {', '.join(config.track)}"
+        )
+    for inside in ("proposer", "source"):
+        if (source := getattr(proposer, inside, None)) is not None:
+            _check_track(config, use, source)
 
 
 def _check_own(role: str, table: Role) -> None:

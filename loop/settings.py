@@ -492,6 +492,17 @@ class Config(Frozen):
         return self
 
     @model_validator(mode="after")
+    def _anchors_measure_a_model_of_the_run(self) -> Config:
+        judge = None if self.evaluate.anchors is None else self.evaluate.anchors.judge
+        there = [f"model:{each}" for each in self.models]
+        if judge is not None and judge.model not in there:
+            raise ValueError(
+                "evaluate.anchors.judge asks the model of the run that is to be measured: its "
+                f"model is one of {', '.join(there)}, found {judge.model!r}"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _models_are_warmed_up_in_order(self) -> Config:
         names = list(self.models)
         for place, (name, model) in enumerate(self.models.items()):

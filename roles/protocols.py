@@ -142,7 +142,12 @@ class History(Protocol):
 
 @runtime_checkable
 class Proposer(Protocol):
-    """Where a round's prompts come from."""
+    """Where a round's prompts come from.
+
+    One that looks at what another track answered (`History.judged`) says which as `track`, and one
+    that takes prompts from another has that as `proposer` or `source`: so it is known before a run
+    begins whether that track is there.
+    """
 
     def propose(
         self, count: int, split: Split, history: History, policy: Policy, call: Call

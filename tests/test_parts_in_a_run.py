@@ -12,6 +12,7 @@ from roles.protocols import History, Policy
 from runs import SCRIPTED, loop, scripted_toml, start
 from scripted import Sums, write_model
 from store.database import Store
+from store.errors import UserError
 from store.records import Call, Completion, Prompt, Sampling, Split
 
 AGAIN = ["proposer.use=repeated", f'proposer.proposer={{use="{SCRIPTED}:Sums"}}']
@@ -175,3 +176,27 @@ def test_what_a_generator_sampled_and_did_not_give_is_counted(tmp_path: Path) ->
     store = Store(root / "loop.db")
     assert store.generated_tokens() == given["n"] + hidden["n"]
     store.close()
+
+
+@pytest.mark.parametrize(
+    "proposer",
+    [
+        '{use="mistakes",track="mane"}',
+        '{use="self_instruct",proposer={use="mistakes",track="mane"}}',
+        '{use="extending",track="mane"}',
+    ],
+)
+def test_a_track_that_a_proposer_looks_at_and_is_not_there_is_told_at_the_start(
+    tmp_path: Path, proposer: str
+) -> None:
+    sets = [f"track.again.proposer={proposer}"]
+    with pytest.raises(UserError, match=r"track 'mane' answered, .* not there; there are: main"):
+        start(scripted_toml(tmp_path), tmp_path / "runs", sets)
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("judge", ["length", '{use="rubric",model="round"}'])
+def test_a_judge_of_the_anchors_asks_a_model_of_the_run(tmp_path: Path, judge: str) -> None:
+    sets = ["evaluate.anchors.prompts=10", f"evaluate.anchors.judge={judge}"]
+    with pytest.raises(UserError, match=r"its model is one of model:policy, found "):
+        start(scripted_toml(tmp_path), tmp_path / "runs", sets)
