@@ -1,4 +1,4 @@
-"""Every recipe through a whole round on a model that a user brings: another Llama, with ChatML."""
+"""Every recipe through whole rounds on a model that a user brings: another Llama, with ChatML."""
 
 from __future__ import annotations
 
@@ -14,8 +14,6 @@ from runs import loop
 from store.database import Store
 
 pytestmark = pytest.mark.slow
-SPELL = '{use="reasoning_gym",tasks=[{name="spell_backward",min_word_len=3,max_word_len=4}]}'
-"""What the model can do, in place of what it cannot."""
 RECIPES = [name for name in config.recipes() if name != "default"]
 
 
@@ -41,15 +39,14 @@ def yours(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "model"
 
 
-def small(made: Config, recipe: str) -> list[str]:
-    """Settings that make a round of a recipe short, and that keep what the model can do."""
-    sets = ["rounds=1", "evaluate.gate_prompts=8", "evaluate.test_prompts=8", "evaluate.samples=2"]
+def small(made: Config) -> list[str]:
+    """Settings that make a recipe's rounds short, and that keep what the model can do. There are
+    two: some parts look back at the round before."""
+    sets = ["rounds=2", "evaluate.gate_prompts=8", "evaluate.test_prompts=8", "evaluate.samples=2"]
     sets += [f"track.{name}.prompts=24" for name in made.track]
     if made.evaluate.anchors is not None:
         sets.append("evaluate.anchors.prompts=8")
     taught = [name for name in made.warmup.track if name != "warmup"] if made.warmup else []
-    if recipe == "dive":
-        sets += [f"proposer.proposer={SPELL}", f"evaluate.proposer={SPELL}"]
     if set(taught) <= {"reward"}:
         sets += [f"warmup.track.{name}.prompts=64" for name in taught]
         return [*sets, "warmup.prompts=64", "warmup.trainer.learning_rate=1e-4"]
@@ -58,10 +55,10 @@ def small(made: Config, recipe: str) -> list[str]:
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_a_recipe_goes_through_a_whole_round(recipe: str, yours: Path, tmp_path: Path) -> None:
+def test_a_recipe_goes_through_whole_rounds(recipe: str, yours: Path, tmp_path: Path) -> None:
     mine = [f'model.path="{yours}"', "warmup.when=always"]
     made = config.read(recipe=recipe, sets=mine)
-    sets = [*mine, *small(made, recipe)]
+    sets = [*mine, *small(made)]
     done = loop(
         *("start", "--recipe", recipe, "--runs", tmp_path),
         *(part for each in sets for part in ("--set", each)),
@@ -69,7 +66,7 @@ def test_a_recipe_goes_through_a_whole_round(recipe: str, yours: Path, tmp_path:
     assert done.returncode in (0, 3), done.stdout + done.stderr
     (root,) = tmp_path.iterdir()
     store = Store(root / run.DATABASE)
-    first = store.rounds()[1]
+    _, first, second = store.rounds()
     learned = store.query(
         "SELECT count(*) AS n FROM trained_on JOIN checkpoint ON checkpoint.id = checkpoint_id "
         "WHERE round_id = :round",
@@ -78,7 +75,8 @@ def test_a_recipe_goes_through_a_whole_round(recipe: str, yours: Path, tmp_path:
     base = store.checkpoints("policy")[0]
     store.close()
     assert first.status == "done", done.stdout
-    assert first.stage == "done"
+    assert second.status in ("done", "no_examples"), done.stdout
+    assert {first.stage, second.stage} == {"done"}
     assert learned[0]["n"] > 0
     assert base.path == yours
     verified = loop("verify", root)
