@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from judges.judging import QUESTION, Judging
+from judges.judging import QUESTION, Judging, known_by
 from roles.protocols import History, Policy
 from roles.template import conversation
 from store.records import Call, Candidate, Group, Judgement, Prompt, Split
@@ -70,7 +70,7 @@ class Answered(Judging):
         held_out, made = history.held_out(), dict[str, Prompt]()
         for group, answer, _ in picked:
             prompt = self._about(group.prompt, answer)
-            if prompt.digest not in held_out:
+            if prompt.question_digest not in held_out:
                 made[prompt.digest] = prompt
         return list(made.values())[:count]
 
@@ -78,7 +78,7 @@ class Answered(Judging):
         columns: dict[str, Any] = {
             "question": conversation(question),
             "answer": answer.text,
-            QUESTION: question.digest,
+            QUESTION: known_by(question),
         }
         if question.reference is not None:
             columns |= {

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from judges.judging import QUESTION, Judging, Questions
+from judges.judging import QUESTION, Judging, Questions, known_by
 from roles.proposers.self_instruct import last_asked
 from roles.proposers.similarity import common_words
 from roles.protocols import History, Policy
@@ -74,7 +74,7 @@ class Contrasting(Judging):
             if None in both or both[0] == both[1]:
                 continue
             prompt = self._contrast(question, str(both[0]), str(both[1]), call)
-            if prompt.digest not in held_out:
+            if prompt.question_digest not in held_out:
                 made[prompt.digest] = prompt
         return list(made.values())
 
@@ -102,7 +102,7 @@ class Contrasting(Judging):
             columns={
                 "question": conversation(question),
                 "answers": list(answers),
-                QUESTION: question.digest,
+                QUESTION: known_by(question),
             },
             parent_prompt_id=question.id,
         )

@@ -27,7 +27,7 @@ from store.errors import UserError
 from store.records import Call, Prompt, Split
 
 QUESTION = "question_digest"
-"""The column of what `Prompt.digest` of the question was."""
+"""The column of what the question is `known_by`."""
 
 Form = Literal["rubric", "reference", "pairwise", "listwise", "consistency", "meta_ranking"]
 LONGEST_DRAW = 20
@@ -141,7 +141,7 @@ class Judging:
                 # Of a judge that compares across questions, the other one.
                 both = [question, questions[place - 1]] if self._across else [question]
                 prompt = self._prompt(both, chance)
-                if prompt is not None and prompt.digest not in held_out:
+                if prompt is not None and prompt.question_digest not in held_out:
                     made[prompt.digest] = prompt
         return list(made.values())[:count]
 
@@ -168,7 +168,7 @@ class Judging:
             "answer": answers[0],
             "reference": rights[0],
             "score": scores[0],
-            QUESTION: first.digest,
+            QUESTION: known_by(first),
         }
         if len(answers) > 1:
             columns |= {"answers": list(answers), "scores": scores}
@@ -259,6 +259,11 @@ def right_answer(question: Prompt) -> str:
             f"{question.messages[-1].content[:60]!r} has none"
         )
     return question.reference
+
+
+def known_by(question: Prompt) -> str:
+    """The digest that a history has of it: prompts are asked, and questions are held out."""
+    return question.digest if question.split == "train" else question.question_digest
 
 
 class Questions:

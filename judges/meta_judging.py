@@ -64,7 +64,7 @@ class MetaJudging(Judging):
             if judged is None or judged.reference is None:
                 continue
             prompt = self._of(judged, judged.reference, chance)
-            if prompt.digest not in held_out:
+            if prompt.question_digest not in held_out:
                 made[prompt.digest] = prompt
         return list(made.values())
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from judges.judging import QUESTION, Questions, compared, right_answer
+from judges.judging import QUESTION, Questions, compared, known_by, right_answer
 from roles import plugins
 from roles.generators.demonstrations import with_mistake
 from roles.generators.revised import criticism, revision
@@ -65,7 +65,8 @@ class Revising:
         questions = self.proposer.propose(count, split, Questions(history), policy, call)
         held_out = history.held_out()
         made = (self._prompt(each, call) for each in questions)
-        return list({each.digest: each for each in made if each.digest not in held_out}.values())
+        free = (each for each in made if each.question_digest not in held_out)
+        return list({each.digest: each for each in free}.values())
 
     def _prompt(self, question: Prompt, call: Call) -> Prompt:
         right = right_answer(question)
@@ -88,7 +89,7 @@ class Revising:
             asked,
             reference=right if self.of == "revision" else critique,
             split=question.split,
-            columns=parts | {"reference": right, QUESTION: question.digest},
+            columns=parts | {"reference": right, QUESTION: known_by(question)},
         )
 
     def _extension(self, question: Prompt, right: str, chance: random.Random) -> Prompt:
@@ -100,5 +101,5 @@ class Revising:
             self.template.fill(**parts, critique=""),
             reference=right[: len(begun) + more],
             split=question.split,
-            columns=parts | {"reference": right, QUESTION: question.digest},
+            columns=parts | {"reference": right, QUESTION: known_by(question)},
         )

@@ -15,15 +15,16 @@ None of it is a setting of a run.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Annotated, Literal, cast
 
 from pydantic import AfterValidator, Field, StrictFloat, ValidationError, model_validator
 
 from loop import config
 from loop.gain import METRICS as BY_PROMPT
-from loop.gain import Interval, by_prompt
+from loop.gain import Interval, Values, by_prompt
 from loop.gate import items
+from loop.report import Table
 from loop.settings import Frozen
 from store.database import Store
 from store.errors import UserError
@@ -31,9 +32,9 @@ from store.records import Checkpoint
 
 Verdict = Literal["confirmed", "refuted", "undecided"]
 Against = Literal["control", "plain", "start", "zero"]
-Values = Mapping[str, float]
-"""Item (a test prompt's digest, say) -> value."""
 METRICS = (*BY_PROMPT, "agreement")
+RESULT = ("ours", "theirs", "difference", "low", "high", "items", "left_out", "verdict")
+"""What a trial says of a claim."""
 
 
 def _known(metric: str) -> str:
@@ -54,7 +55,8 @@ class Claim(Frozen):
     query: str | None = Field(
         None,
         description="SQL that gives (item, value); :checkpoint is the one measured, :judge the "
-        "label of [evaluate]'s judge, :run the run",
+        "label of [evaluate]'s judge, :run the run. Items that two runs have in common are "
+        "compared one by one, so an item is no row's id except against zero",
     )
     of: Literal["recipe", "control", "plain"] = "recipe"
     """Whose number it is about."""
@@ -138,6 +140,13 @@ class Trial(Frozen):
         "accuracy_sampled", description="the metric whose course is shown"
     )
 
+    @model_validator(mode="after")
+    def _says_each_once(self) -> Trial:
+        said = [each.says for each in self.claim]
+        if twice := sorted({each for each in said if said.count(each) > 1}):
+            raise ValueError(f"two claims say {twice[0]!r}, and a result is found by what one says")
+        return self
+
 
 def read(name: str) -> Trial:
     """The trial of a recipe. Raises UserError."""
@@ -149,3 +158,16 @@ def read(name: str) -> Trial:
         place = ".".join(str(part) for part in first["loc"])
         said = first["msg"].removeprefix("Value error, ")
         raise UserError(f"recipe {name!r}, {place or 'claim'}: {said}") from None
+
+
+def with_results(claims: Sequence[Claim], kept: Sequence[Table]) -> list[Table]:
+    """The claims as they are, each with the numbers of RESULT, which are None where it was not
+    tried. kept: what results.json has of them."""
+    by = {each["says"]: each for each in kept}
+    return [
+        {
+            **each.model_dump(exclude={"query"}),
+            **{key: by[each.says][key] if each.says in by else None for key in RESULT},
+        }
+        for each in claims
+    ]

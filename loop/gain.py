@@ -22,6 +22,8 @@ from store.records import Checkpoint
 RESAMPLES = 10_000
 Interval = tuple[float, float, float]
 """Mean, low, high."""
+Values = Mapping[str, float]
+"""Item (a test prompt's digest, say) -> value."""
 ACCURACIES = ("score", "accuracy_sampled", "accuracy_greedy")
 METRICS = (*ACCURACIES, "length", "truncated", "distinct", "unscored")
 
@@ -93,13 +95,26 @@ def over_runs(
     return float(found), float(low), float(high)
 
 
-def difference(
-    ours: Sequence[Mapping[str, float]], theirs: Sequence[Mapping[str, float]], seed: int = 0
-) -> Interval:
-    """Ours less theirs, run by run: item by item where both have the same items."""
+def in_common(
+    ours: Sequence[Values], theirs: Sequence[Values]
+) -> tuple[list[Values], list[Values]]:
+    """What of both sides is compared, run by run: the items that both have. All of them where the
+    sides of some run have none in common, because then they are of other items altogether."""
     both = list(zip(ours, theirs, strict=True))
-    if any(not one or not other for one, other in both):
+    if not all(one.keys() & other.keys() for one, other in both):
+        return list(ours), list(theirs)
+    return (
+        [{item: one[item] for item in one if item in other} for one, other in both],
+        [{item: other[item] for item in one if item in other} for one, other in both],
+    )
+
+
+def difference(ours: Sequence[Values], theirs: Sequence[Values], seed: int = 0) -> Interval:
+    """Ours less theirs, run by run: item by item where both sides have items in common."""
+    if not all(ours) or not all(theirs):
         raise ValueError("a run without values has nothing to be compared")
+    ours, theirs = in_common(ours, theirs)
+    both = list(zip(ours, theirs, strict=True))
     if all(one.keys() == other.keys() for one, other in both):
         return over_runs([[one[item] - other[item] for item in one] for one, other in both], seed)
     return over_runs(

@@ -18,9 +18,11 @@ RESULTS = config.HERE / "recipes" / "results.json"
 
 def told(name: str) -> Table:
     """{name, about, paper, mechanism, differs, path, parts {place: use}, settings {key: value},
-    claims [{says, of, expect, against, found, verdict, difference, low, high}], result {tokens,
-    seconds, seeds}}: settings are those in which it is not default.toml; a verdict, its numbers and
-    the result are None until its trial was run. Raises UserError for a name that is not there.
+    claims [{says, metric, of, against, found, expect, margin, verdict, ours, theirs, difference,
+    low, high, items, left_out}], result {tokens, seconds, seeds}}: settings are those in which it
+    is not default.toml; a verdict, its numbers and the result are None until its trial was run.
+    Tokens are those that a run's rounds generated to learn from, and seconds those of its rounds.
+    Raises UserError for a name that is not there.
     """
     about, *paragraphs = catalogue.opening(catalogue.recipe(name)) or [""]
     said = {
@@ -74,18 +76,7 @@ def _row(name: str) -> Any:
 def _claims(name: str, row: Any) -> list[Table]:
     if "claim" not in config.recipe_tables(name):
         return []
-    numbers = ("verdict", "difference", "low", "high")
-    return [
-        {
-            "says": claim.says,
-            "of": claim.of,
-            "expect": claim.expect,
-            "against": claim.against,
-            "found": claim.found,
-            **{key: row["claims"][place][key] if row else None for key in numbers},
-        }
-        for place, claim in enumerate(claims.read(name).claim)
-    ]
+    return claims.with_results(claims.read(name).claim, row["claims"] if row else ())
 
 
 def view(console: Console, found: Table) -> None:
@@ -113,8 +104,8 @@ def view(console: Console, found: Table) -> None:
         cost = found["result"]
         line(
             console,
-            f"a run of its trial: {cost['tokens']:,} tokens, {cost['seconds']:.0f} s on a core, "
-            f"seeds {', '.join(map(str, cost['seeds']))}",
+            f"the rounds of a run of its trial: {cost['tokens']:,} tokens to learn from, "
+            f"{cost['seconds']:.0f} s on a core, seeds {', '.join(map(str, cost['seeds']))}",
         )
     own = found["name"]
     line(console, f"run it: loop start --recipe {own}; what it costs: loop plan --recipe {own}")

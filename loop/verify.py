@@ -190,7 +190,7 @@ WHERE (child.parent_id IS NULL
    OR (parent.model <> child.model AND round.number > 0)
 """
 
-PROMPTS = "SELECT id, messages, digest FROM prompt WHERE id > :after ORDER BY id LIMIT 5000"
+PROMPTS = "SELECT id, messages, digest, split FROM prompt WHERE id > :after ORDER BY id LIMIT 5000"
 
 
 @dataclass(frozen=True)
@@ -245,7 +245,7 @@ def _checks(store: Store) -> Iterator[Check]:
         ("parents of checkpoints", "checkpoint", PARENTS),
     ):
         yield Check(name, _size(store, table), _named(store.query(sql)))
-    yield _digests(store)
+    yield from _prompts(store)
     yield _weights(store)
     yield _leftovers(store)
 
@@ -347,23 +347,30 @@ def _accounted(store: Store) -> Check:
 # Prompts and files
 
 
-def _digests(store: Store) -> Check:
-    problems, rows, after = [], 0, 0
+def _prompts(store: Store) -> Iterator[Check]:
+    changed, shared, rows, after = [], [], 0, 0
+    first: dict[str, tuple[int, str]] = {}
     while found := store.query(PROMPTS, after=after):
         for row in found:
-            rows, after = rows + 1, row["id"]
-            if _digest(row["messages"]) != row["digest"]:
-                problems.append(f"prompt {row['id']}: its digest is not that of its messages")
-    return Check("digests of prompts", rows, tuple(problems))
+            rows, after, split = rows + 1, row["id"], row["split"]
+            prompt = _prompt(row["messages"])
+            if prompt is None or prompt.digest != row["digest"]:
+                changed.append(f"prompt {after}: its digest is not that of its messages")
+                continue
+            other, kept_for = first.setdefault(prompt.question_digest, (after, split))
+            if kept_for != split:
+                shared.append(f"prompt {after}: of {split}, asks what {other} of {kept_for} asks")
+    yield Check("digests of prompts", rows, tuple(changed))
+    yield Check("splits have no question in common", rows, tuple(shared))
 
 
-def _digest(messages: Any) -> str | None:
+def _prompt(messages: Any) -> Prompt | None:
     """None for messages that are none."""
     try:
         turns = tuple(Message(**turn) for turn in parsed(messages))
     except (json.JSONDecodeError, TypeError, ValueError):
         return None
-    return Prompt(messages=turns).digest
+    return Prompt(messages=turns)
 
 
 def _weights(store: Store) -> Check:

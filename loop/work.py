@@ -71,15 +71,15 @@ def checked(
     context: Context, prompts: Sequence[Prompt], split: Split, proposer: str
 ) -> Sequence[Prompt]:
     """What a proposer gave, if it may be asked. Raises RuntimeError when it may not."""
-    seen = set(context.store.held_out_digests())
+    held_out, seen = context.store.held_out_digests(), set[str]()
     for prompt in prompts:
         if not isinstance(prompt, Prompt) or prompt.split != split:
             raise RuntimeError(
                 f"proposer {proposer!r} was asked for {split} prompts, gave {prompt}"
             )
-        if prompt.digest in seen:
+        if prompt.digest in seen or prompt.question_digest in held_out:
             raise RuntimeError(
-                f"proposer {proposer!r} gave a prompt twice, or one that is held out: "
+                f"proposer {proposer!r} gave a prompt twice, or a question that is held out: "
                 f"{prompt.messages[-1].content[:80]!r}"
             )
         seen.add(prompt.digest)

@@ -119,7 +119,8 @@ class History(Protocol):
         ...
 
     def held_out(self) -> frozenset[str]:
-        """Digests of the prompts kept for gate, test and anchor."""
+        """`Prompt.question_digest` of the prompts kept for gate, test and anchor: none of them is
+        given for another split, whatever its system prompt."""
         ...
 
     def prompts(self, *splits: Split) -> list[Prompt]:

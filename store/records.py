@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import field
 from datetime import datetime
 from pathlib import Path
@@ -80,8 +80,20 @@ class Prompt:
     @property
     def digest(self) -> str:
         """Hex SHA-256 of the messages: two prompts that read the same are the same prompt."""
-        turns = [[message.role, message.content] for message in self.messages]
-        return hashlib.sha256(json.dumps(turns, ensure_ascii=False).encode()).hexdigest()
+        return _digest(self.messages)
+
+    @property
+    def question_digest(self) -> str:
+        """`digest` of the prompt without its system turns, by which splits are kept apart.
+
+        A prompt of nothing but system turns is a question as it stands."""
+        asked = [message for message in self.messages if message.role != "system"]
+        return _digest(asked or self.messages)
+
+
+def _digest(messages: Iterable[Message]) -> str:
+    turns = [[message.role, message.content] for message in messages]
+    return hashlib.sha256(json.dumps(turns, ensure_ascii=False).encode()).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -106,9 +106,13 @@ class Stages(Database):
         return int(found[0]["n"])
 
     def held_out_digests(self) -> frozenset[str]:
-        """Of the prompts of every split but train."""
-        found = self.query("SELECT digest FROM prompt WHERE run_id = :run AND split != 'train'")
-        return frozenset(row["digest"] for row in found)
+        """Of the questions (`Prompt.question_digest`) of every split but train."""
+        chosen = columns(PromptRow).where(
+            col(PromptRow.run_id) == self._run_id, col(PromptRow.split) != "train"
+        )
+        with self._read() as session:
+            found = session.connection().execute(chosen)
+            return frozenset(rows.prompt_record(row).question_digest for row in found)
 
     def asked_digests(self) -> frozenset[str]:
         """Of the prompts asked for training in any round so far."""

@@ -1,32 +1,19 @@
-"""What a recipe claims, how it is put to the test, and how that is told."""
+"""What a recipe claims, and what an interval says of it."""
 
 from __future__ import annotations
 
-import json
-import os
 import random
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from loop import claims, config
-from loop.gain import difference, over_runs
-from runs import HERE, scripted_toml, start
+from loop.gain import difference, in_common, over_runs
+from runs import scripted_toml, start
 from store.database import Store
 from store.errors import UserError
 
-sys.path.insert(0, str(HERE / "benchmarks"))
-
-import told
-
-RESULTS = HERE / "benchmarks" / "results.py"
 TRIED = [name for name in config.recipes() if name != "default"]
-TINY = (
-    *("rounds=1", "prompts=24", "trainer.epochs=1", "warmup.prompts=1600", "warmup.generator.n=4"),
-    *("evaluate.gate_prompts=16", "evaluate.test_prompts=24", "generator.n=8"),
-)
 
 
 # Verdicts
@@ -83,6 +70,14 @@ def test_a_recipe_of_ones_own_is_a_file_and_without_a_claim_it_runs_and_is_not_t
         claims.read(str(mine))
 
 
+def test_two_claims_that_say_the_same_are_refused(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.toml"
+    claim = '[[claim]]\nsays = "It is so"\nmetric = "length"\n'
+    mine.write_text('control = ["rounds=1"]\n' + 2 * claim)
+    with pytest.raises(UserError, match="two claims say 'It is so'"):
+        claims.read(str(mine))
+
+
 @pytest.mark.parametrize("name", TRIED)
 def test_every_recipe_has_a_claim_a_control_and_a_plain_run_on_the_same_questions(
     name: str,
@@ -112,6 +107,28 @@ def test_items_that_both_sides_have_are_paired_and_others_are_not() -> None:
     mean, low, high = difference(renamed, theirs)
     assert mean == pytest.approx(0.05)
     assert low < 0 < high
+
+
+def test_an_item_that_one_side_lacks_is_left_out_and_the_others_stay_paired() -> None:
+    chance = random.Random(0)
+    theirs = [{str(n): chance.random() for n in range(40)} for _ in range(5)]
+    ours = [{item: value + 0.05 for item, value in run.items()} for run in theirs]
+    ours[2].pop("7")
+    theirs[2].pop("8")
+    ours[4]["of ours alone"] = 100.0
+    mean, low, high = difference(ours, theirs)
+    assert mean == pytest.approx(0.05)
+    assert high - low < 1e-9
+    one, other = in_common(ours, theirs)
+    assert [len(run) for run in one] == [len(run) for run in other] == [40, 40, 38, 40, 40]
+
+
+def test_nothing_is_paired_where_the_sides_of_a_seed_have_no_item_in_common() -> None:
+    ours = [{"a": 1.0, "b": 2.0}, {"c": 3.0}]
+    theirs = [{"a": 0.0, "b": 1.0}, {"d": 1.0}]
+    assert in_common(ours, theirs) == (ours, theirs)
+    mean, _, _ = difference(ours, theirs)
+    assert mean == pytest.approx((1.0 + 2.0) / 2)
 
 
 def test_a_difference_of_unpaired_items_has_the_interval_of_a_difference() -> None:
@@ -164,133 +181,3 @@ def test_without_anchors_there_is_no_word_on_how_well_it_judges(tmp_path: Path) 
     with pytest.raises(UserError, match=r"was not measured; a run .* has \[evaluate.anchors\]"):
         claim.values(store, store.incumbent("policy"), "exact")
     store.close()
-
-
-# The trial itself, on two recipes
-
-
-@pytest.fixture(scope="module")
-def tried(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """results.py on two recipes with few prompts, one seed, and before them on one that fails."""
-    folder = tmp_path_factory.mktemp("results")
-    broken = folder / "broken.toml"
-    broken.write_text(
-        'judge = "nobody"\nbatch_prompts = 64\ncontrol = ["rounds=2"]\n'
-        '[[claim]]\nsays = "x"\nmetric = "score"\n'
-    )
-    command = [sys.executable, str(RESULTS), str(broken), "irpo", "mbr-dpo", "--seeds", "100"]
-    command += ["--runs", str(folder / "runs"), "--out", str(folder / "out")]
-    command += [part for each in TINY for part in ("--set", each)]
-    ended = subprocess.run(
-        command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(HERE.parent)}
-    )
-    assert ended.returncode == 1, ended.stdout + ended.stderr
-    assert ended.stderr.startswith(f"{broken}: ")
-    assert "no judge named 'nobody'" in ended.stderr
-    return folder, ended.stdout
-
-
-def test_a_trial_tells_of_each_claim_what_the_runs_own_stores_say(tried: tuple[Path, str]) -> None:
-    folder, printed = tried
-    rows = json.loads((folder / "out" / "results.json").read_text())
-    assert set(rows) == {"irpo", "mbr-dpo"}
-    row = rows["irpo"]
-    (root,) = (folder / "runs" / "irpo" / "recipe" / "seed-100").iterdir()
-    store = Store(root / "loop.db")
-    (accuracy,) = store.query(
-        "SELECT value FROM evaluation WHERE split = 'test' AND metric = 'accuracy_sampled' "
-        "AND checkpoint_id = :checkpoint",
-        checkpoint=store.incumbent("policy").id,
-    )
-    tokens = store.generated_tokens()
-    store.close()
-    first, second = row["claims"]
-    assert first["ours"] == pytest.approx(accuracy["value"])
-    assert first["low"] <= first["difference"] <= first["high"]
-    assert row["variants"]["recipe"]["tokens"] == tokens
-    assert second["against"] == "zero"
-    assert second["items"] == 1
-    assert {each["verdict"] for each in (first, second)} <= {"confirmed", "refuted", "undecided"}
-    assert [line.split()[0] for line in printed.splitlines()] == ["irpo", "mbr-dpo"]
-
-
-def test_all_runs_of_a_trial_begin_from_one_warm_up_and_answer_the_same_questions(
-    tried: tuple[Path, str],
-) -> None:
-    folder, _ = tried
-    began, asked = set(), set()
-    for name in ("irpo", "mbr-dpo"):
-        for variant in ("recipe", "control", "plain"):
-            (root,) = (folder / "runs" / name / variant / "seed-100").iterdir()
-            store = Store(root / "loop.db")
-            began.add(store.beginning("policy").digest)
-            held = [*store.prompts("gate"), *store.prompts("test")]
-            asked.add(tuple(each.digest for each in held))
-            store.close()
-    assert len(began) == 1
-    assert len(asked) == 1
-    (warm,) = (folder / "runs" / "warm-ups").glob("*/*")
-    store = Store(warm / "loop.db")
-    learned = store.query(
-        "SELECT digest FROM prompt JOIN asked ON asked.prompt_id = prompt.id "
-        "WHERE purpose = 'train'"
-    )
-    store.close()
-    assert not {row["digest"] for row in learned} & set(*asked)
-
-
-def test_a_trial_that_is_begun_again_runs_nothing_anew(tried: tuple[Path, str]) -> None:
-    folder, printed = tried
-    databases = sorted(folder.glob("runs/**/loop.db"))
-    written = [each.stat().st_mtime_ns for each in databases]
-    command = [sys.executable, str(RESULTS), "irpo", "mbr-dpo", "--seeds", "100"]
-    command += ["--runs", str(folder / "runs")]
-    command += [part for each in TINY for part in ("--set", each)]
-    again = subprocess.run(
-        command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(HERE.parent)}
-    )
-    assert again.stdout == printed
-    assert sorted(folder.glob("runs/**/loop.db")) == databases
-    assert [each.stat().st_mtime_ns for each in databases] == written
-
-
-def test_results_are_told_as_a_table_with_a_plot_of_each_recipe(tried: tuple[Path, str]) -> None:
-    folder, _ = tried
-    told = (folder / "out" / "RESULTS.md").read_text()
-    for name in ("irpo", "mbr-dpo"):
-        assert f"| [{name}](plots/{name}.svg) |" in told
-        assert f"## {name}" in told
-        assert "recipe" in (folder / "out" / "plots" / f"{name}.svg").read_text()
-        for claim in claims.read(name).claim:
-            assert claim.says in told
-
-
-@pytest.mark.parametrize("more", [(), ("--seeds", "3", "100")])
-def test_reported_seeds_are_not_run_before_the_claim_is_committed(
-    tmp_path: Path, more: tuple[str, ...]
-) -> None:
-    mine = tmp_path / "mine.toml"
-    mine.write_text("rounds = 1\n")
-    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
-    ended = subprocess.run(
-        [sys.executable, str(RESULTS), "mine.toml", "--runs", str(tmp_path / "runs"), *more],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(HERE.parent)},
-    )
-    assert ended.returncode == 1
-    assert "commit these before their reported seeds run" in ended.stderr
-    assert not (tmp_path / "runs").exists()
-
-
-def test_runs_that_generated_more_than_the_recipes_are_named(tried: tuple[Path, str]) -> None:
-    folder, _ = tried
-    rows = told.kept(folder / "out")
-    own = rows["irpo"]["variants"]["recipe"]["tokens"]
-    for name, share in (("control", 1.08), ("plain", 1.5)):
-        rows["irpo"]["variants"][name]["tokens"] = round(own * share)
-    said = told.markdown({"irpo": rows["irpo"]})
-    assert "Generated tokens, against the recipe's: plain iterative DPO +50%." in said
-    rows["irpo"]["variants"]["plain"]["tokens"] = own
-    assert "Generated tokens, against" not in told.markdown({"irpo": rows["irpo"]})

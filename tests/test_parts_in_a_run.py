@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from runs import SCRIPTED, loop, scripted_toml, start
 from scripted import Sums, write_model
 from store.database import Store
 from store.errors import UserError
-from store.records import Call, Completion, Prompt, Sampling, Split
+from store.records import Call, Completion, Message, Prompt, Sampling, Split
 
 AGAIN = ["proposer.use=repeated", f'proposer.proposer={{use="{SCRIPTED}:Sums"}}']
 
@@ -95,6 +96,73 @@ def test_examples_are_made_of_earlier_rounds_answers_learned_from_and_verified(
     for command in (("show", "2"), ("verify",)):
         ended = loop(*command, root)
         assert ended.returncode == 0, ended.stdout + ended.stderr
+
+
+SMALL = '[{name="chain_sum",min_terms=2,max_terms=2,min_digits=1,max_digits=1}]'
+
+
+def test_no_track_asks_what_is_held_out_under_another_system_prompt(tmp_path: Path) -> None:
+    more = f"""
+[warmup]
+when = "always"
+prompts = 50
+trainer = "{SCRIPTED}:Learner"
+[warmup.track.good]
+proposer = {{ use = "reasoning_gym", tasks = {SMALL}, system = "Take care." }}
+[warmup.track.bad]
+proposer = {{ use = "reasoning_gym", tasks = {SMALL}, system = "Make mistakes." }}
+[track.steered]
+proposer = {{ use = "reasoning_gym", tasks = {SMALL}, system = "Take care." }}
+"""
+    sets = ["rounds=1", "proposer.use=reasoning_gym", f"proposer.tasks={SMALL}"]
+    root, outcome = start(scripted_toml(tmp_path, more), tmp_path / "runs", sets)
+    assert outcome.code == 0, outcome.reason
+    asked = query(
+        root,
+        "SELECT split, track, purpose, messages FROM asked "
+        "JOIN prompt ON prompt.id = asked.prompt_id",
+    )
+    turns = [json.loads(each["messages"]) for each in asked]
+    held = {
+        own[-1]["content"]
+        for each, own in zip(asked, turns, strict=True)
+        if each["split"] != "train"
+    }
+    assert len(held) == 100
+    for track, most in (("good", 50), ("bad", 50), ("main", 24), ("steered", 24)):
+        own = [
+            said
+            for each, said in zip(asked, turns, strict=True)
+            if each["track"] == track and each["purpose"] == "train"
+        ]
+        assert len(own) == most
+        assert [said[0]["role"] == "system" for said in own] == [track != "main"] * most
+        assert held.isdisjoint(said[-1]["content"] for said in own)
+    verified = loop("verify", root)
+    assert verified.returncode == 0, verified.stdout
+
+
+class Leaking(Sums):
+    """Trains on what was to be held out, under a system prompt."""
+
+    def propose(
+        self, count: int, split: Split, history: History, policy: Policy, call: Call
+    ) -> list[Prompt]:
+        if split != "train":
+            return super().propose(count, split, history, policy, call)
+        system = Message(role="system", content="Take care.")
+        return [
+            replace(each, id=None, split="train", messages=(system, *each.messages))
+            for each in history.prompts("test")[:count]
+        ]
+
+
+def test_a_proposer_that_gives_a_question_that_is_held_out_stops_the_run(tmp_path: Path) -> None:
+    sets = [f"proposer.use={__file__}:Leaking", "rounds=1"]
+    root, outcome = start(scripted_toml(tmp_path), tmp_path / "runs", sets)
+    assert outcome.code == 4
+    assert "gave a prompt twice, or a question that is held out: '1 x " in outcome.reason
+    assert query(root, "SELECT id FROM prompt WHERE split = 'train'") == []
 
 
 def test_what_was_answered_wrong_is_asked_again_in_the_next_round(tmp_path: Path) -> None:

@@ -211,6 +211,37 @@ def test_a_system_prompt_stands_before_the_question():
 SMALL = {"name": "chain_sum", "min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}
 
 
+def test_what_is_held_out_is_so_under_any_system_prompt(tmp_path):
+    path = tmp_path / "a.jsonl"
+    for held, given in ((None, "Be brief."), ("Be kind.", "Be brief."), ("Be kind.", None)):
+        for make, count in (
+            (lambda system: ReasoningGym([SMALL], system=system), 60),
+            (lambda system: Dataset(questions(path, 100), system=system), 60),
+        ):
+            test = propose(make(held), count, "test")
+            past = Past(was_held_out=frozenset(one.question_digest for one in test))
+            train = propose(make(given), 40, past=past)
+            assert len(train) == 40
+            asked = {one.messages[-1].content for one in train}
+            assert asked.isdisjoint(one.messages[-1].content for one in test)
+
+
+def test_prompts_of_a_file_that_differ_in_system_prompts_are_in_one_split(tmp_path):
+    rows = [
+        [{"role": "system", "content": system}, {"role": "user", "content": f"What is {n} + 1?"}]
+        for n in range(20)
+        for system in ("Be brief.", "Be kind.", "Be right.")
+    ]
+    proposer = Dataset(write(tmp_path / "a.jsonl", *[{"prompt": turns} for turns in rows]))
+    gate = propose(proposer, 10, "gate")
+    past = Past(was_held_out=frozenset(one.question_digest for one in gate))
+    train = propose(proposer, 99, past=past)
+    assert len(gate) == 10
+    held = {one.messages[-1].content for one in gate}
+    assert len(train) == 3 * (20 - len(held))
+    assert held.isdisjoint(one.messages[-1].content for one in train)
+
+
 def test_a_small_task_gives_every_prompt_and_then_says_that_it_has_run_dry():
     proposer = ReasoningGym([SMALL])
     everything = propose(proposer, 150)

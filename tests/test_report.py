@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sqlite3
 import threading
@@ -565,6 +566,19 @@ def test_verify_finds_what_was_planted(copied: Path, check: str) -> None:
     change(copied, *PLANTED[check])
     found = problems(copied)
     assert [name for name in found if check in name], found
+
+
+def test_verify_finds_a_question_that_two_splits_ask_under_different_system_prompts(
+    copied: Path,
+) -> None:
+    store = Store(copied / run.DATABASE)
+    held = store.prompts("test")[0]
+    turns = (Message(role="system", content="Take care."), *held.messages)
+    store.add_prompts([replace(held, id=None, split="train", messages=turns)])
+    store.close()
+    (found,) = problems(copied).items()
+    assert found[0] == "splits have no question in common"
+    assert re.fullmatch(rf"prompt \d+: of train, asks what {held.id} of test asks", found[1][0])
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import torch
 
 from judges.judging import QUESTION, Judging
 from judges.reading import SCORE_LINE, Reading
+from judges.revising import Revising
 from judges.rubric import Rubric, rubric_prompt, rubric_template
 from roles.generators.demonstrations import Demonstrations
 from roles.policy.embedded import build
@@ -578,7 +579,7 @@ class Past:
         return frozenset(one.digest for one in self.before if one.split == "train")
 
     def held_out(self) -> frozenset[str]:
-        return frozenset(one.digest for one in self.before if one.split != "train")
+        return frozenset(one.question_digest for one in self.before if one.split != "train")
 
     def prompts(self, *splits: Split) -> list[Prompt]:
         return [one for one in self.before if one.split in splits]
@@ -669,6 +670,32 @@ def test_a_question_that_is_held_out_or_asked_is_so_with_every_answer() -> None:
     second = propose(judging, 13, past=past, call=replace(CALL, round=2))
     questions = [[one.columns["question"] for one in each] for each in (gate, first, second)]
     assert len({*questions[0], *questions[1], *questions[2]}) == 36
+
+
+@pytest.mark.parametrize("kind", [Judging, Revising])
+def test_a_question_that_is_held_out_is_so_under_any_system_prompt(kind: Any) -> None:
+    task = {"name": "chain_sum", "min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}
+    source = {"use": "reasoning_gym", "tasks": [task]}
+    gate = propose(kind({**source, "system": "Be kind."}), 60, "gate")
+    held = {one.columns["question"].partition("User: ")[2] for one in gate}
+    assert len(held) == 60
+    for system in ("Be kind.", "Be brief."):
+        train = propose(kind({**source, "system": system}), 40, past=Past(tuple(gate)))
+        asked = {one.columns["question"].partition("User: ")[2] for one in train}
+        assert len(asked) == 40
+        assert asked.isdisjoint(held)
+    plain = propose(kind(source), 40, past=Past(tuple(gate)))
+    assert held.isdisjoint(one.columns["question"] for one in plain)
+
+
+def test_questions_asked_under_a_system_prompt_are_not_asked_again_at_once() -> None:
+    task = {"name": "chain_sum", "min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}
+    judging = Judging({"use": "reasoning_gym", "tasks": [task], "system": "Be kind."})
+    first = propose(judging, 60)
+    second = propose(judging, 60, past=Past(tuple(first)), call=replace(CALL, round=2))
+    assert {one.columns[QUESTION] for one in first}.isdisjoint(
+        one.columns[QUESTION] for one in second
+    )
 
 
 def test_the_same_call_proposes_the_same_and_another_gives_other_answers() -> None:

@@ -653,7 +653,23 @@ def test_prompts_come_back_as_they_were(store):
     ]
     assert found[0].digest == given.digest
     assert store.prompts("train") == []
-    assert store.held_out_digests() == {each.digest for each in found}
+    assert store.held_out_digests() == {each.question_digest for each in found}
+
+
+def test_a_question_is_the_same_under_any_system_prompt(store):
+    under = [
+        (Message(role="system", content=text), *prompt("Spell it.").messages)
+        for text in ("Spell with care.", "Spell carelessly.")
+    ]
+    careful, careless = (Prompt(messages=each, split="test") for each in under)
+    assert careful.digest != careless.digest
+    alone = prompt("Spell it.")
+    assert {careful.question_digest, careless.question_digest} == {alone.digest}
+    assert alone.question_digest == alone.digest
+    store.add_prompts([careful, careless])
+    assert store.held_out_digests() == {alone.digest}
+    turns = [Prompt(messages=each[:1]) for each in under]
+    assert turns[0].question_digest == turns[0].digest != turns[1].question_digest
 
 
 def test_a_prompt_that_came_twice_is_stored_once(store):

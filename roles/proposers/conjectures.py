@@ -48,7 +48,7 @@ class Conjectures:
     def _own(self, most: int, history: History, call: Call) -> list[Prompt]:
         if call.round < 2:
             return []
-        taken = history.held_out() | history.asked()
+        held_out, asked = history.held_out(), history.asked()
         made: dict[str, Prompt] = {}
         for group, said in history.judged(replace(call, round=call.round - 1, track=self.track)):
             good = {
@@ -68,6 +68,6 @@ class Conjectures:
                     parent_prompt_id=group.prompt.id,
                     parent_candidate_id=one.id,
                 )
-                if prompt.digest not in taken:
+                if prompt.question_digest not in held_out and prompt.digest not in asked:
                     made.setdefault(prompt.digest, prompt)
         return list(made.values())[:most]

@@ -36,6 +36,8 @@ class Dataset:
     reference: the column with the right answer; "answer" unless said, where there is one; "" is
     none. A column "task" names the prompt's task, and all others are kept for judges.
     system: a system prompt, put before prompts that have none.
+    Prompts that differ in system prompts alone ask the same: one held out keeps the others from
+    all other splits.
     shuffle: ask in an order drawn from the run's seed, not in the data's.
     """
 
@@ -75,7 +77,7 @@ class Dataset:
             found = self._hold_out(count, split, held_out)
         else:
             where, prompts = self._own[split]
-            found = [one for digest, one in prompts.items() if digest not in held_out][:count]
+            found = [prompts[digest] for digest in _free(prompts, held_out)][:count]
             if count and not found:
                 raise UserError(
                     f"all {len(prompts)} prompts of {where} are held out for another split "
@@ -84,8 +86,7 @@ class Dataset:
         return [replace(one, split=split) for one in found]
 
     def _training(self, count: int, history: History, call: Call) -> list[Prompt]:
-        held_out, asked = history.held_out(), history.asked()
-        free = [digest for digest in self._train if digest not in held_out]
+        asked, free = history.asked(), _free(self._train, history.held_out())
         if count and not free:
             raise UserError(
                 f"all {len(self._train)} prompts of {str(self.path)!r} are held out for gate, "
@@ -101,7 +102,7 @@ class Dataset:
         return [self._train[digest] for digest in (new + again[turn:] + again[:turn])[:count]]
 
     def _hold_out(self, count: int, split: Split, held_out: frozenset[str]) -> list[Prompt]:
-        free = [digest for digest in self._train if digest not in held_out]
+        free = _free(self._train, held_out)
         if count and len(free) <= count:
             raise UserError(
                 f"{str(self.path)!r} has {len(self._train)} different prompts, of which "
@@ -109,6 +110,11 @@ class Dataset:
                 f"{split} leaves none to train on; ask for fewer, or give a {split}_path"
             )
         return [self._train[digest] for digest in sorted(free)[:count]]
+
+
+def _free(prompts: Prompts, held_out: frozenset[str]) -> list[str]:
+    """Digests of the prompts that are not held out, in their order."""
+    return [digest for digest, one in prompts.items() if one.question_digest not in held_out]
 
 
 def _by_ours(split: str | dict[str, str] | None) -> dict[str, str]:

@@ -48,7 +48,7 @@ class Extending:
             for pairs in groups:
                 if place < len(pairs) and len(made) < count:
                     prompt = self._prompt(*pairs[place])
-                    if prompt.digest not in held_out:
+                    if prompt.question_digest not in held_out:
                         made.setdefault(prompt.digest, prompt)
         return list(made.values())
 

@@ -56,4 +56,4 @@ class Proposing:
                 self._asking.ask(shown), reference=last_asked(wanted), split=split, task="proposing"
             )
             made[asked.digest] = asked
-        return [asked for digest, asked in made.items() if digest not in held_out]
+        return [asked for asked in made.values() if asked.question_digest not in held_out]

@@ -131,7 +131,7 @@ class _Stream:
         while not self._dry:
             prompt = self._prompt(next(self._entries))
             digest = prompt.digest
-            if digest not in taken and digest not in held_out:
+            if digest not in taken and prompt.question_digest not in held_out:
                 if digest not in asked:
                     return prompt
                 self._again.append(prompt)

@@ -6,7 +6,7 @@ it. What a run gave is read from its own store, so this can be stopped and begun
 runs are not run anew, unfinished ones go on.
 
 Writes RESULTS.md, results.json and a plot a recipe beside the recipes. With --seeds or --set it
-writes nothing but what --out names: those are for tuning.
+writes nothing but what --out names: those are for tuning, on seeds from 100 up.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import reported
 import told
 
 from loop import claims, config
 from loop.fork import fork
-from loop.gain import difference, over_runs
-from loop.report import rounds
+from loop.gain import difference, in_common, over_runs
+from loop.report import rounds, training_counts
 from loop.settings import Config, digest
 from loop.sides import standings
-from store.database import Store
+from store.database import SAMPLED, Store
 from store.errors import UserError
 
 HOME = Path(__file__).resolve().parents[2]
-SEEDS = (0, 1, 2, 3, 4)
 VARIANTS = ("recipe", "control", "plain")
 Table = dict[str, Any]
 
@@ -80,7 +80,7 @@ class Bench:
     def _run(self, variant: Variant, seed: int, place: Path, warm: Future[Path] | None) -> Path:
         """The finished run. What was begun goes on; a run of other settings is left alone."""
         wanted = variant.config(seed)
-        if (found := run_of(place, wanted.identity)) is not None and found.finished:
+        if (found := run_of(place, wanted)) is not None and found.finished:
             return found.root
         if warm is None:
             asked = ["--recipe", variant.recipe, "--runs", str(place), "--set", f"seed={seed}"]
@@ -97,7 +97,7 @@ class Bench:
             raise RuntimeError(
                 f"{' '.join(command)} ended with {ended.returncode}:\n{ended.stderr}"
             )
-        made = run_of(place, wanted.identity)
+        made = run_of(place, wanted)
         assert made is not None, command
         return made.root
 
@@ -129,13 +129,14 @@ class Found:
     finished: bool
 
 
-def run_of(place: Path, identity: str | None = None) -> Found | None:
-    """The newest run of these settings, or of any."""
+def run_of(place: Path, wanted: Config | None = None) -> Found | None:
+    """The newest run of these settings, those that may change in a run included, or of any."""
+    settings = None if wanted is None else wanted.model_dump(mode="json")
     for database in sorted(place.glob("*/loop.db"), reverse=True):
         store = Store(database)
         run = store.run()
         store.close()
-        if run is not None and identity in (None, run.identity):
+        if run is not None and settings in (None, run.config):
             return Found(database.parent, run.status in ("done", "stopped"))
     return None
 
@@ -182,7 +183,7 @@ def row(name: str, runs: Mapping[str, Sequence[Path]], seeds: Sequence[int]) -> 
         "arena": trial.arena or "default",
         "shown": trial.shown,
         "seeds": list(seeds),
-        "claims": [_claimed(claim, place, read) for place, claim in enumerate(trial.claim)],
+        "claims": [claimed(claim, place, read) for place, claim in enumerate(trial.claim)],
         "variants": {each: _variant(found) for each, found in read.items()},
     }
 
@@ -198,7 +199,9 @@ class Reading:
     ends: list[claims.Values]
     """The same of the incumbent when the run is over."""
     tokens: int
+    """Generated in its rounds to learn from."""
     seconds: float
+    """Of its rounds' stages, so that what was between an end and a going on is not counted."""
 
     @classmethod
     def of(cls, root: Path, trial: claims.Trial) -> Reading:
@@ -208,20 +211,28 @@ class Reading:
         made = Config.model_validate(run.config)
         model, judge = made.track["main"].model, made.evaluate.judge.label
         beginning, incumbent = store.beginning(model), store.incumbent(model)
-        over = [each for each in rounds(store)["rounds"] if each["status"] != "running"]
+        every = rounds(store)["rounds"]
+        over = [each for each in every if each["status"] != "running"]
         after = standings(store, made, model, beginning.id or 0, over)
         found = cls(
             course=[claims.values(store, each.checkpoint, judge, trial.shown) for each in after],
             begins=[each.values(store, beginning, judge) for each in trial.claim],
             ends=[each.values(store, incumbent, judge) for each in trial.claim],
-            tokens=store.generated_tokens(),
-            seconds=(run.ended - run.started).total_seconds() if run.ended and run.started else 0.0,
+            tokens=learned_from(store),
+            seconds=sum(sum(each["seconds"].values()) for each in every if each["number"] > 0),
         )
         store.close()
         return found
 
 
-def _claimed(claim: claims.Claim, place: int, read: Mapping[str, Sequence[Reading]]) -> Table:
+def learned_from(store: Store) -> int:
+    """Tokens of answers, of judgements on them and of proposed prompts, in the rounds: not those of
+    round 0, nor those by which models and judges are measured."""
+    counted = [training_counts(each) for each in store.rounds() if each.number > 0]
+    return sum(counts[kind] for counts in counted for kind in SAMPLED)
+
+
+def claimed(claim: claims.Claim, place: int, read: Mapping[str, Sequence[Reading]]) -> Table:
     ours = [each.ends[place] for each in read[claim.of]]
     match claim.against:
         case "zero":
@@ -230,22 +241,19 @@ def _claimed(claim: claims.Claim, place: int, read: Mapping[str, Sequence[Readin
             theirs = [dict(each.begins[place]) for each in read[claim.of]]
         case side:
             theirs = [dict(each.ends[place]) for each in read[side]]
+    said = claim.model_dump(exclude={"query"}) | dict.fromkeys(claims.RESULT)
     if not all(ours) or not all(theirs):  # so short a run that there is nothing to read off
-        return {
-            **claim.model_dump(exclude={"query"}),
-            **dict.fromkeys(("ours", "theirs", "difference", "low", "high")),
-            "items": 0,
-            "verdict": "undecided",
-        }
-    found = difference(ours, theirs)
-    return {
-        **claim.model_dump(exclude={"query"}),
-        "ours": _mean(ours),
-        "theirs": _mean(theirs),
+        return said | {"items": 0, "left_out": 0, "verdict": "undecided"}
+    one, other = in_common(ours, theirs)
+    found = difference(one, other)
+    return said | {
+        "ours": _mean(one),
+        "theirs": _mean(other),
         "difference": found[0],
         "low": found[1],
         "high": found[2],
-        "items": sum(map(len, ours)),
+        "items": sum(map(len, one)),
+        "left_out": sum(map(len, [*ours, *theirs])) - sum(map(len, [*one, *other])),
         "verdict": claim.verdict(found),
     }
 
@@ -279,6 +287,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--jobs", type=int, default=2, help="runs at once, each on one thread")
     asked = parser.parse_args()
+    seeds = asked.seeds or reported.SEEDS
+    reported.untuned(seeds, asked.sets)
     tuning = bool(asked.seeds or asked.sets)
     out = asked.out or (None if tuning else config.HERE / "recipes")
     published = [each for each in config.recipes() if each != "default"]
@@ -286,15 +296,18 @@ def main() -> None:
         str(Path(each).resolve()) if each.endswith(".toml") else each
         for each in asked.names or [*told.CONTROLS, *published]
     ]
-    if set(asked.seeds or SEEDS) & set(SEEDS):
-        uncommitted(names)
+    runs_at = asked.runs.resolve()
+    if {*seeds} & {*reported.SEEDS}:
+        reported.uncommitted(names)
+        for name in names:
+            reported.fix(runs_at / told.plain_name(name), name)
     kept, failed = told.kept(out), []
     with ThreadPoolExecutor(asked.jobs) as pool:
-        begun = begin(Bench(asked.runs.resolve(), pool), names, asked.seeds or SEEDS, asked.sets)
+        begun = begin(Bench(runs_at, pool), names, seeds, asked.sets)
         for name, pending in begun.items():
             try:
                 runs = {each: [one.result() for one in made] for each, made in pending.items()}
-                kept[name] = row(name, runs, asked.seeds or SEEDS)
+                kept[name] = row(name, runs, seeds)
             except (RuntimeError, UserError) as error:  # the others' runs took hours
                 failed.append(f"{name}: {error}")
                 continue
@@ -303,25 +316,6 @@ def main() -> None:
                 told.write(out, kept)
     if failed:
         sys.exit("\n".join(failed))
-
-
-def uncommitted(names: Sequence[str]) -> None:
-    """A claim is made before it is tried: leave if the file of a recipe, or of its arena, says what
-    no commit does."""
-    arenas = {config.recipe_tables(name).get("arena") for name in names} - {None}
-    said = dict.fromkeys([*names, *(f"{config.ARENAS}/{arena}" for arena in sorted(arenas))])
-    files = [config.recipe_path(name).resolve() for name in said]
-    states = [
-        subprocess.run(
-            ["git", "status", "--porcelain", "--", file.name],
-            cwd=file.parent,
-            capture_output=True,
-            text=True,
-        )
-        for file in files
-    ]
-    if changed := "".join(each.stdout + each.stderr for each in states):
-        sys.exit(f"commit these before their reported seeds run:\n{changed}")
 
 
 if __name__ == "__main__":

@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import reported
+
+from loop import claims
+from store.errors import UserError
+
 Table = dict[str, Any]
 CONTROLS = ("arenas/spell", "arenas/collapse")
-"""Trials of the trial itself: what must be confirmed, and what must not."""
+"""Trials of the trial itself: all that they claim must be confirmed. Among it is that rounds help,
+and that there is no difference where nothing differs."""
 
 
 def plain_name(recipe: str) -> str:
     """What a recipe, which may be a file or an arena, is called in the name of a file."""
     return recipe.removesuffix(".toml").strip("/").replace("/", "-")
+
+
+def title(recipe: str) -> str:
+    """What it is called where it is told of."""
+    return Path(recipe).stem if recipe.endswith(".toml") else recipe
 
 
 def kept(out: Path | None) -> dict[str, Table]:
@@ -36,7 +48,7 @@ def line(row: Table) -> str:
     first = row["claims"][0]
     ours = row["variants"]["recipe"]
     return (
-        f"{row['recipe']:<22} {_ends(ours['course'])}  {first['verdict']}: "
+        f"{title(row['recipe']):<22} {_ends(ours['course'])}  {first['verdict']}: "
         f"{_interval(first)} against {first['against']}  {ours['tokens']:,} tokens, "
         f"{ours['seconds']:.0f} s a run, {ours['slowest']:.0f} s the slowest"
     )
@@ -47,11 +59,17 @@ HEAD = """\
 
 Each recipe's claim was written into its file and committed before these runs were made. Every \
 recipe ran beside its control (the claimed ingredient off) and beside plain iterative DPO, all \
-three from one warm-up, over seeds {seeds}, and at as many generated tokens to a tenth where it is \
-not said otherwise; settings were tuned on seeds from 100 up. Start and end are of the test split, \
-and intervals are 95 % by bootstrap over seeds and, within each, over prompts. A difference is \
-paired by seed, and by prompt where both sides answer the same ones. *confirmed* and *refuted* \
-mean that the whole interval lies on one side.
+three from one warm-up, over seeds {seeds} and at as many tokens to a tenth where it is not said \
+otherwise; settings were tuned on seeds from 100 up. Tokens are those generated in rounds to learn \
+from (answers, judgements on them, proposed prompts); measuring is the same for all and is not \
+counted. Minutes are those of the rounds, measuring included.
+
+Start and end are of the metric that is named, on the test split, and intervals are 95 % by \
+bootstrap over seeds and, within each, over prompts. A difference is paired by seed and, of the \
+prompts that both sides answered, by prompt; where a seed has none of those, by seed alone. \
+*confirmed* and *refuted* mean that the whole interval lies on one side. With five seeds the \
+intervals are somewhat too narrow where seeds differ much, and nothing is corrected for there \
+being {claims} claims.
 
 All of it is the embedded model (a million parameters) on tasks of a second: it says whether a \
 mechanism does what its paper says *there*, and nothing of how much it does for a large model.
@@ -62,27 +80,27 @@ Made by `make results`; plots are under [plots](plots).
 
 def markdown(rows: Mapping[str, Table]) -> str:
     """RESULTS.md."""
-    from loop import claims
-
-    seeds = ", ".join(map(str, next(iter(rows.values()))["seeds"])) if rows else ""
-    lines = [HEAD.format(seeds=seeds)]
-    columns = ("recipe", "arena", "start", "recipe's end", "control's", "plain DPO's", "verdict")
-    columns += ("tokens, thousands", "minutes")
-    lines += [_cells(columns), _cells(["---"] * len(columns))]
     ordered = sorted(rows.values(), key=lambda row: (row["recipe"] in CONTROLS, row["recipe"]))
+    claimed = {row["recipe"]: _claims(row) for row in ordered}
+    lines = [HEAD.format(seeds=_listed(reported.SEEDS), claims=sum(map(len, claimed.values())))]
+    lines.append(_first_claims(claimed))
+    columns = ("recipe", "arena", "metric", "start", "recipe's end", "control's", "plain DPO's")
+    columns += ("verdict", "tokens, thousands", "minutes")
+    lines += [_cells(columns), _cells(["---"] * len(columns))]
     for row in ordered:
         own = row["variants"]
         lines.append(
             _cells(
                 [
-                    f"[{row['recipe']}](plots/{plain_name(row['recipe'])}.svg)",
+                    f"[{title(row['recipe'])}](plots/{plain_name(row['recipe'])}.svg)",
                     row["arena"],
+                    row["shown"],
                     _value(own["recipe"]["course"][0]) if own["recipe"]["course"] else "",
                     *(
                         _value(each["course"][-1]) if each["course"] else ""
                         for each in own.values()
                     ),
-                    "; ".join(each["verdict"] for each in row["claims"]),
+                    "; ".join(each["verdict"] or UNTRIED for each in claimed[row["recipe"]]),
                     " / ".join(f"{each['tokens'] / 1000:.0f}" for each in own.values()),
                     " / ".join(f"{each['seconds'] / 60:.1f}" for each in own.values()),
                 ]
@@ -90,25 +108,52 @@ def markdown(rows: Mapping[str, Table]) -> str:
         )
     lines.append("\nTokens and minutes are of a run: the recipe's / the control's / plain DPO's.")
     for row in ordered:
-        lines.append(f"\n## {row['recipe']}\n")
+        lines.append(f"\n## {title(row['recipe'])}\n")
+        if tuple(row["seeds"]) != reported.SEEDS:
+            lines.append(f"Over seeds {_listed(row['seeds'])}.\n")
         lines += _unequal(row["variants"])
-        for claim, now in zip(row["claims"], claims.read(row["recipe"]).claim, strict=False):
-            sides = ""
-            if claim["items"]:
-                sides = f" ({claim['ours']:.3f} against {claim['theirs']:.3f} of "
-                sides += f"{OF[claim['against']]}, {claim['items']:,} values)"
-            lines.append(
-                f"- **{claim['verdict']}**: {claim['says']}. Expected {claim['expect']}"
-                f"{_margin(claim)}; {_interval(claim)}{sides}."
-            )
-            if now.found:
-                lines.append(f"  {now.found.strip()}")
+        for claim in claimed[row["recipe"]]:
+            lines.append(_told(claim))
+            if claim["found"]:
+                lines.append(f"  {claim['found'].strip()}")
     return "\n".join(lines) + "\n"
+
+
+def _claims(row: Table) -> list[Table]:
+    """As the recipe says them now; as they were tried where it cannot be read any more."""
+    try:
+        now = claims.read(row["recipe"]).claim
+    except UserError:
+        return list(row["claims"])
+    return claims.with_results(now, row["claims"])
+
+
+def _first_claims(claimed: Mapping[str, Sequence[Table]]) -> str:
+    said = Counter(
+        own[0]["verdict"] or UNTRIED for name, own in claimed.items() if name not in CONTROLS
+    )
+    verdicts = ["confirmed", "refuted", "undecided", *([UNTRIED] if said[UNTRIED] else [])]
+    return f"First claims: {', '.join(f'{said[each]} {each}' for each in verdicts)}.\n"
+
+
+def _told(claim: Table) -> str:
+    said = f"{claim['says']}. Expected {claim['expect']}{_margin(claim)}"
+    if claim["verdict"] is None:
+        return f"- **{UNTRIED}**: {said}."
+    sides = ""
+    if claim["items"]:
+        sides = f" ({claim['ours']:.3f} against {claim['theirs']:.3f} of "
+        sides += f"{OF[claim['against']]}, {claim['items']:,} values"
+        left = claim["left_out"]
+        sides += f", {left:,} left out that only one side has)" if left else ")"
+    return f"- **{claim['verdict']}**: {said}; {_interval(claim)}{sides}."
 
 
 def _unequal(variants: Table) -> list[str]:
     """A line that says which runs did not generate as many tokens as the recipe's, if any."""
     own = variants["recipe"]["tokens"]
+    if not own:
+        return ["The recipe's runs generated no tokens to learn from.\n"]
     off = [
         f"{NAMES[name]} {each['tokens'] / own - 1:+.0%}"
         for name, each in variants.items()
@@ -118,6 +163,7 @@ def _unequal(variants: Table) -> list[str]:
 
 
 MOST_UNEQUAL = 0.1
+UNTRIED = "not tried yet"
 
 OF = {
     "control": "the control",
@@ -129,6 +175,10 @@ OF = {
 
 def _cells(cells: Any) -> str:
     return f"| {' | '.join(map(str, cells))} |"
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers))
 
 
 def _margin(claim: Table) -> str:
@@ -176,7 +226,7 @@ def plot(file: Path, row: Table) -> None:
     axes.set_xlabel("round")
     axes.set_ylabel(f"{row['shown']}, test split")
     axes.set_xticks(range(longest))
-    axes.set_title(row["recipe"], loc="left", fontsize=10)
+    axes.set_title(title(row["recipe"]), loc="left", fontsize=10)
     axes.legend(frameon=False, fontsize=8)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
