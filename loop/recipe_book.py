@@ -19,10 +19,12 @@ RESULTS = config.HERE / "recipes" / "results.json"
 def told(name: str) -> Table:
     """{name, about, paper, mechanism, differs, path, parts {place: use}, settings {key: value},
     claims [{says, metric, of, against, found, expect, margin, verdict, ours, theirs, difference,
-    low, high, items, left_out}], result {tokens, seconds, seeds}}: settings are those in which it
-    is not default.toml; a verdict, its numbers and the result are None until its trial was run.
-    Tokens are those that a run's rounds generated to learn from, and seconds those of its rounds.
-    Raises UserError for a name that is not there.
+    low, high, items, left_out}], result {metric, start, ends, tokens, seconds, seeds}}: settings
+    are those in which it is not default.toml; a verdict, its numbers and the result are None until
+    its trial was run. The start and each end (of the recipe, its control and plain iterative DPO)
+    are the metric's mean on the test split with the bounds of its 95 % interval. Tokens are those
+    that a run's rounds generated to learn from, and seconds those of its rounds. Raises UserError
+    for a name that is not there.
     """
     about, *paragraphs = catalogue.opening(catalogue.recipe(name)) or [""]
     said = {
@@ -47,12 +49,7 @@ def told(name: str) -> Table:
             if not each["key"].endswith(".use")
         },
         "claims": _claims(name, row),
-        "result": row
-        and {
-            "tokens": row["variants"]["recipe"]["tokens"],
-            "seconds": row["variants"]["recipe"]["seconds"],
-            "seeds": row["seeds"],
-        },
+        "result": row and _result(row),
     }
 
 
@@ -71,6 +68,19 @@ def parts(own: Config) -> dict[str, str]:
 
 def _row(name: str) -> Any:
     return json.loads(RESULTS.read_text()).get(name) if RESULTS.is_file() else None
+
+
+def _result(row: Any) -> Table:
+    ran = row["variants"]
+    course = ran["recipe"]["course"]
+    return {
+        "metric": row["shown"],
+        "start": course[0] if course else None,
+        "ends": {name: each["course"][-1] for name, each in ran.items() if each["course"]},
+        "tokens": ran["recipe"]["tokens"],
+        "seconds": ran["recipe"]["seconds"],
+        "seeds": row["seeds"],
+    }
 
 
 def _claims(name: str, row: Any) -> list[Table]:
@@ -101,15 +111,27 @@ def view(console: Console, found: Table) -> None:
             line(console, f"  {each['found']}")
     line(console)
     if found["result"]:
-        cost = found["result"]
-        line(
-            console,
-            f"the rounds of a run of its trial: {cost['tokens']:,} tokens to learn from, "
-            f"{cost['seconds']:.0f} s on a core, seeds {', '.join(map(str, cost['seeds']))}",
-        )
+        _view_result(console, found["result"])
     own = found["name"]
     line(console, f"run it: loop start --recipe {own}; what it costs: loop plan --recipe {own}")
     line(console, f"change it: {found['path']}")
+
+
+SIDES = {"recipe": "ends", "control": "its control ends", "plain": "plain iterative DPO ends"}
+
+
+def _view_result(console: Console, found: Table) -> None:
+    sides = [("begins", found["start"])] if found["start"] else []
+    sides += [(SIDES[name], each) for name, each in found["ends"].items()]
+    at = "; ".join(
+        f"{what} at {mean:.3f} [{low:.3f}, {high:.3f}]" for what, (mean, low, high) in sides
+    )
+    line(console, f"{found['metric']}, test split: {at}")
+    line(
+        console,
+        f"the rounds of a run of its trial: {found['tokens']:,} tokens to learn from, "
+        f"{found['seconds']:.0f} s on a core, seeds {', '.join(map(str, found['seeds']))}",
+    )
 
 
 def _verdict(claim: Table) -> str:

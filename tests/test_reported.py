@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from loop import claims, config, recipe_book
 from runs import HERE
@@ -166,6 +167,13 @@ def test_a_recipes_page_has_the_result_of_each_claim_that_was_tried(
     (tmp_path / "results.json").write_text(json.dumps(rows))
     found = {each["says"]: each["verdict"] for each in recipe_book.told(str(recipe))["claims"]}
     assert found == {first.says: None, second.says: "confirmed"}
+    console = Console(record=True, width=200)
+    recipe_book.view(console, recipe_book.told(str(recipe)))
+    page = " ".join(console.export_text().split())
+    start, end = (rows[str(recipe)]["variants"]["recipe"]["course"][n] for n in (0, -1))
+    low, high = (f"{value:.3f}" for value in end[1:])
+    assert f"test split: begins at {start[0]:.3f} [" in page
+    assert f"; ends at {end[0]:.3f} [{low}, {high}]; its control ends at " in page
 
 
 def test_results_of_a_recipe_whose_file_is_gone_are_told_as_they_were_kept(recipe: Path) -> None:
