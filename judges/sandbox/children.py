@@ -161,6 +161,7 @@ class Child:
         """Kill it and take its remains away. It cannot have started another process."""
         if self._running.returncode is not None:
             return
+        over = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
         _, status, used = os.wait4(self.pid, 0)
@@ -175,8 +176,12 @@ class Child:
                 stream.close()
         shutil.rmtree(self.scratch)
         limit = self.limits.time_s
-        if self.ended_by is None and limit is not None and self.cpu_s > limit - 0.1:
-            self.ended_by = f"it used more than {limit} s of processor time"
+        if self.ended_by is None and limit is not None:
+            # The kernel kills by the ticks that it counted, too many where many processes share a
+            # processor; what was used it tells exactly.
+            killed = over and self.exit == -signal.SIGKILL and self.cpu_s > limit / 2
+            if killed or self.cpu_s > limit - 0.1:
+                self.ended_by = f"it used more than {limit} s of processor time"
 
 
 def attend(children: Sequence[Child], until: Child, wall_s: float) -> None:
