@@ -18,7 +18,7 @@ test-slow: $(VENV)/installed-test
 	$(BIN)/pytest -m slow -s
 
 # Every recipe beside its control and plain iterative DPO, over seeds 0 to 4: some hours, and it goes on
-# where it was stopped. RECIPES="irpo dive" tries these alone.
+# where it was stopped. RECIPES="irpo raft.toml" tries these alone, and raft.toml is a file of your own.
 RECIPES ?=
 results: $(VENV)/installed-test
 	$(BIN)/python tests/benchmarks/results.py $(RECIPES)

@@ -7,14 +7,19 @@ stored with the run and read back.
 
 from __future__ import annotations
 
+import os
 import re
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
+from sysconfig import get_paths
 from typing import Any, cast, get_args
 
 from pydantic import BaseModel, ValidationError
 
+from loop.names import OURS
 from loop.settings import ROLES, Config, Tables, flat
 from roles.proposers.rows import FILES
 from store.errors import UserError, unknown
@@ -53,6 +58,9 @@ def read(file: Path | None = None, recipe: str | None = None, sets: Sequence[str
     tables = _parse(HERE / "default.toml")
     if recipe is not None and recipe != "default":
         own = recipe_tables(recipe)
+        known = {*USER_KEYS, *TRIAL}
+        if strange := [key for key in own if key not in known]:
+            raise unknown("setting", strange[0], known)
         below = recipe_tables(f"{ARENAS}/{own['arena']}") if "arena" in own else {}
         for each in (below, own):
             tables = merge(tables, {key: each[key] for key in each if key not in TRIAL})
@@ -96,19 +104,72 @@ def recipes() -> list[str]:
 
 
 def recipe_path(name: str) -> Path:
-    """Of a recipe by its name or its file, or of an arena by itself: plain iterative DPO there."""
+    """Of a recipe by its name or its file, or of an arena by itself: plain iterative DPO there.
+
+    Raises UserError for one that is not there.
+    """
     if name.endswith(".toml"):
+        if not Path(name).is_file():
+            raise UserError(f"no recipe in {name}: there is no such file")
         return Path(name)
     path = HERE / "default.toml" if name == "default" else HERE / "recipes" / f"{name}.toml"
-    known = [*recipes(), *(f"{ARENAS}/{path.stem}" for path in HERE.glob(f"recipes/{ARENAS}/*"))]
+    folder, _, arena = name.rpartition("/")
+    arenas = [path.stem for path in HERE.glob(f"recipes/{ARENAS}/*.toml")]
+    if folder == ARENAS and arena not in arenas:
+        raise unknown("arena", arena, arenas)
+    known = [*recipes(), *(f"{ARENAS}/{each}" for each in arenas)]
     if name not in known:
-        raise unknown("recipe", name, sorted(known))
+        raise unknown("recipe", name, known)
     return path
+
+
+def recipe_key(name: str) -> str:
+    """What a recipe is called in results, wherever it is named from: a published one's name, or
+    its file as seen from the folder that holds loop/."""
+    if not name.endswith(".toml"):
+        return name
+    file, home = Path(name).resolve(), HERE.resolve()
+    for folder, before in ((home / "recipes", ""), (home / "recipes" / ARENAS, f"{ARENAS}/")):
+        if file.parent == folder:
+            return before + file.stem
+    return os.path.relpath(file, home.parent)
+
+
+def recipe_of(key: str) -> str:
+    """A name for the recipe that results have under `key`."""
+    return str(HERE.parent / key) if key.endswith(".toml") else key
 
 
 def recipe_tables(name: str) -> Tables:
     """What a recipe's file says, its trial included. Raises UserError."""
     return _parse(recipe_path(name))
+
+
+def own_files(config: Config) -> list[Path]:
+    """Where parts lie that are neither ours nor an installed package's."""
+    installed, found = Path(get_paths()["purelib"]), set[Path]()
+    for spec in _code(config.model_dump(mode="json")):
+        place, _, _ = spec.rpartition(":")
+        if spec.endswith(".py") or place.endswith(".py"):
+            found.add(Path(spec if spec.endswith(".py") else place))
+        elif place and place.split(".")[0] not in OURS:
+            with suppress(ImportError, ValueError):  # it is no module's name
+                module = find_spec(place)
+                if module is not None and module.has_location and module.origin is not None:
+                    found.add(Path(module.origin))
+    return sorted(each for each in found if not each.is_relative_to(installed))
+
+
+def _code(tables: Any, key: str = "") -> Iterator[str]:
+    """What may name code in a configuration."""
+    if isinstance(tables, dict):
+        for name, value in tables.items():
+            yield from _code(value, name)
+    elif isinstance(tables, list):
+        for each in tables:
+            yield from _code(each, key)
+    elif isinstance(tables, str) and key in CODE:
+        yield tables
 
 
 def merge(lower: Tables, upper: Tables) -> Tables:

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from loop import catalogue, claims, config
+from loop import catalogue, claims, config, trials
 from loop.report import Table
 from loop.screen import line
 from loop.settings import Config
@@ -24,8 +24,9 @@ def told(name: str) -> Table:
     its trial was run. The start and each end (of the recipe, its control and plain iterative DPO)
     are the metric's mean on the test split with the bounds of its 95 % interval. Tokens are those
     that a run's rounds generated to learn from, and seconds those of its rounds. Raises UserError
-    for a name that is not there.
+    for a name that is not there, and for a trial that names what is not there.
     """
+    own, default = config.read(recipe=name), config.read()
     about, *paragraphs = catalogue.opening(catalogue.recipe(name)) or [""]
     said = {
         heading: paragraph.removeprefix(f"{heading}:").strip()
@@ -33,7 +34,6 @@ def told(name: str) -> Table:
         for paragraph in paragraphs
         if paragraph.startswith(f"{heading}:")
     }
-    own, default = config.read(recipe=name), config.read()
     row = _row(name)
     return {
         "name": name,
@@ -67,7 +67,8 @@ def parts(own: Config) -> dict[str, str]:
 
 
 def _row(name: str) -> Any:
-    return json.loads(RESULTS.read_text()).get(name) if RESULTS.is_file() else None
+    kept = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
+    return kept.get(config.recipe_key(name))
 
 
 def _result(row: Any) -> Table:
@@ -86,6 +87,7 @@ def _result(row: Any) -> Table:
 def _claims(name: str, row: Any) -> list[Table]:
     if "claim" not in config.recipe_tables(name):
         return []
+    trials.check(name, lambda made: None)
     return claims.with_results(claims.read(name).claim, row["claims"] if row else ())
 
 
@@ -106,7 +108,7 @@ def view(console: Console, found: Table) -> None:
         line(console)
         of = "" if each["of"] == "recipe" else f"of {each['of']}, "
         line(console, f"claim: {each['says']} ({of}{each['expect']}, against {each['against']})")
-        line(console, f"  {_verdict(each)}")
+        line(console, f"  {_verdict(each, found['name'])}")
         if each["found"]:
             line(console, f"  {each['found']}")
     line(console)
@@ -134,9 +136,9 @@ def _view_result(console: Console, found: Table) -> None:
     )
 
 
-def _verdict(claim: Table) -> str:
+def _verdict(claim: Table, recipe: str) -> str:
     if claim["verdict"] is None:
-        return "not tried yet: `make results`"
+        return f"not tried yet: `make results RECIPES={config.recipe_key(recipe)}`"
     if claim["difference"] is None:
         return f"{claim['verdict']}: its runs gave no values"
     interval = f"{claim['difference']:+.3f} [{claim['low']:+.3f}, {claim['high']:+.3f}]"

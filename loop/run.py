@@ -167,8 +167,8 @@ def write_config(root: Path, config: Config) -> None:
 
 
 def versions(config: Config, roles: dict[int, Any]) -> dict[str, str]:
-    """Of Python, the packages that matter, our own code (a digest) and, where an engine or a
-    trainer has a device, what multiplies on it."""
+    """Of Python, the packages that matter, our own code and, if any, the files of parts of the
+    user's own (digests) and, where an engine or a trainer has a device, what multiplies on it."""
     from roles.policy import devices
 
     home = Path(__file__).resolve().parent.parent
@@ -181,6 +181,10 @@ def versions(config: Config, roles: dict[int, Any]) -> dict[str, str]:
     given = [getattr(roles[id(part)], "device", None) for part in parts]
     # Of a part of the user's own, `device` may mean something else.
     on = [name for name in get_args(devices.Device) if name in given]
+    own = hashlib.sha256()
+    for file in (files := configuration.own_files(config)):
+        own.update(file.read_bytes())
+    found |= {"parts": own.hexdigest()[:16]} if files else {}
     return found | {
         "python": platform.python_version(),
         "code": code.hexdigest()[:16],

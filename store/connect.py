@@ -91,3 +91,24 @@ def transaction(engine: Engine, *, writes: bool) -> Iterator[Session]:
     ):
         yield session
         session.flush()
+
+
+@contextmanager
+def only_reading(session: Session) -> Iterator[Connection]:
+    """The session's connection, which meanwhile changes nothing, whatever it is told.
+
+    Raises UserError for what would change something.
+    """
+    connection = session.connection()
+    connection.exec_driver_sql("PRAGMA query_only = ON")
+    try:
+        yield connection
+    except DatabaseError as error:
+        if getattr(error.orig, "sqlite_errorcode", 0) == sqlite3.SQLITE_READONLY:
+            raise UserError(
+                f"a question to {connection.engine.url.database} reads and changes nothing, and "
+                "this one would; it is a SELECT"
+            ) from error
+        raise
+    finally:
+        connection.exec_driver_sql("PRAGMA query_only = OFF")

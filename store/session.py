@@ -19,7 +19,7 @@ from sqlalchemy import select as plain_select
 from sqlmodel import Session, SQLModel, col, select
 
 from store import rows
-from store.connect import connect, transaction, write_ahead
+from store.connect import connect, only_reading, transaction, write_ahead
 from store.errors import UserError
 from store.migrations import LATEST, migrate, version
 from store.records import Purpose
@@ -85,9 +85,10 @@ class Database:
             yield session
 
     def query(self, sql: str, **parameters: Any) -> list[dict[str, Any]]:
-        """The rows that a SELECT gives; `:run` stands for this run."""
-        with self._read() as session:
-            found = session.connection().execute(text(sql), {"run": self._run_id} | parameters)
+        """The rows that a SELECT gives; `:run` stands for this run. Raises UserError for a
+        statement that would change something."""
+        with self._read() as session, only_reading(session) as connection:
+            found = connection.execute(text(sql), {"run": self._run_id} | parameters)
             return [dict(row) for row in found.mappings()]
 
     def _count(self, session: Session, round_id: int, key: str, **added: int) -> None:

@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from loop import claims, config
+from loop import claims, config, trials
+from loop.casting import load_roles
 from loop.gain import difference, in_common, over_runs
-from runs import scripted_toml, start
+from runs import everything, scripted_toml, start
 from store.database import Store
 from store.errors import UserError
 
 TRIED = [name for name in config.recipes() if name != "default"]
+
+
+@pytest.fixture(scope="module")
+def scripted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    """The store of a finished run."""
+    folder = tmp_path_factory.mktemp("scripted")
+    root, _ = start(scripted_toml(folder), folder / "runs", ["rounds=1"])
+    store = Store(root / "loop.db")
+    yield store
+    store.close()
 
 
 # Verdicts
@@ -48,11 +61,12 @@ def test_a_verdict_is_what_the_whole_interval_says(
 @pytest.mark.parametrize(
     ("table", "told"),
     [
-        ({"metric": "beauty"}, "no metric 'beauty'"),
+        ({"metric": "beauty"}, "no metric named 'beauty'; there are: accuracy_greedy, "),
+        ({"metric": "lenght"}, "no metric named 'lenght'; did you mean 'length'"),
         ({}, "a metric or about a query"),
         ({"metric": "length", "query": "SELECT 1"}, "one of them"),
-        ({"metric": "length", "expect": "same"}, "do not go together"),
-        ({"metric": "length", "margin": 0.1}, "do not go together"),
+        ({"metric": "length", "expect": "same"}, 'expect "same" needs a margin above 0'),
+        ({"metric": "length", "margin": 0.1}, 'expect "more" takes no margin, found 0.1'),
     ],
 )
 def test_a_claim_that_cannot_be_tried_is_refused(table: dict[str, object], told: str) -> None:
@@ -66,16 +80,112 @@ def test_a_recipe_of_ones_own_is_a_file_and_without_a_claim_it_runs_and_is_not_t
     mine = tmp_path / "mine.toml"
     mine.write_text('arena = "spell"\ncontrol = ["rounds=1"]\nrounds = 2\n')
     assert config.read(recipe=str(mine)).rounds == 2
-    with pytest.raises(UserError, match=r"mine\.toml', claim: Field required"):
+    with pytest.raises(UserError, match=r"mine\.toml, claim: .* \[\[claim\]\]; found nothing"):
         claims.read(str(mine))
 
 
-def test_two_claims_that_say_the_same_are_refused(tmp_path: Path) -> None:
+CONTROL = 'control = ["rounds=1"]\n'
+CLAIM = '[[claim]]\nsays = "It is so"\nmetric = "length"\n'
+
+
+@pytest.mark.parametrize(
+    ("written", "told"),
+    [
+        (CLAIM, r"mine\.toml, control: .* as in control = .*; found nothing"),
+        ('control = "rounds=1"\n' + CLAIM, r"control: it is the settings .*; found 'rounds=1'"),
+        ("control = []\n" + CLAIM, r"control: it is the settings that .*; found \[\]"),
+        (
+            'trial = "rounds=1"\n' + CONTROL + CLAIM,
+            r"trial: it is a list of settings, .*'rounds=1'",
+        ),
+        (CONTROL + CLAIM + 'expct = "less"', r"claim 'It is so': no key .* did you mean 'expect'"),
+        (CONTROL + CLAIM + 'expect = "big"', r"claim 'It is so', expect: .* 'less'.*, found 'big'"),
+        (CONTROL + CLAIM + 'expect = "same"', r"claim 'It is so': expect \"same\" needs a margin"),
+        (CONTROL + CLAIM + '[[claim]]\nmetric = "score"', r"claim 2, says: .*; found nothing"),
+        (CONTROL + '[claim]\nsays = "x"', r"claim: it is what it claims, .* under \[\[claim\]\]"),
+        (CONTROL + CLAIM + CLAIM, r"two claims say 'It is so'"),
+    ],
+)
+def test_what_is_wrong_with_a_trial_is_a_sentence_that_says_where(
+    tmp_path: Path, written: str, told: str
+) -> None:
     mine = tmp_path / "mine.toml"
-    claim = '[[claim]]\nsays = "It is so"\nmetric = "length"\n'
-    mine.write_text('control = ["rounds=1"]\n' + 2 * claim)
-    with pytest.raises(UserError, match="two claims say 'It is so'"):
+    mine.write_text(written)
+    with pytest.raises(UserError, match=told) as found:
         claims.read(str(mine))
+    assert "tuple" not in str(found.value)
+    assert str(found.value).startswith(f"{mine}, ")
+
+
+def test_a_key_that_a_recipe_does_not_have_is_answered_with_those_of_its_trial_too(
+    tmp_path: Path,
+) -> None:
+    mine = tmp_path / "mine.toml"
+    mine.write_text('contrl = ["rounds=1"]\n')
+    with pytest.raises(UserError, match="'contrl'; did you mean 'control'"):
+        config.read(recipe=str(mine))
+    mine.write_text("zzz = 1\n")
+    with pytest.raises(UserError, match=r"there are: alarms, arena, .* claim, control, "):
+        config.read(recipe=str(mine))
+
+
+def test_an_arena_that_is_not_there_is_called_an_arena(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.toml"
+    mine.write_text('arena = "spel"\n')
+    with pytest.raises(UserError, match="no arena named 'spel'; did you mean 'spell'"):
+        config.read(recipe=str(mine))
+
+
+# What is found before anything runs
+
+
+@pytest.mark.parametrize(
+    ("written", "told"),
+    [
+        ('control = ["generater.n=2"]', r"control: no setting .* did you mean 'generator'"),
+        ('trial = ["rouns=2"]\ncontrol = ["rounds=2"]', r"trial: no .* did you mean 'rounds'"),
+        ('plain = ["prompts=0"]\ncontrol = ["rounds=2"]', r"plain: .*prompts: .*, found 0"),
+        ('control = ["rounds=2"]\nrouns = 1', r"mine\.toml: no .* did you mean 'rounds'"),
+        ('control = ["generator.nn=2"]', r"control: generator 'sampler' has no option 'nn'"),
+        ('control = ["rounds=1"]', r"control: it changes nothing, .*; found rounds=1"),
+    ],
+)
+def test_a_wrong_setting_of_a_trial_is_found_before_any_run_and_it_is_said_where(
+    tmp_path: Path, written: str, told: str
+) -> None:
+    mine = tmp_path / "mine.toml"
+    mine.write_text(f"rounds = 1\n{written}\n{CLAIM}")
+    with pytest.raises(UserError, match=told) as found:
+        trials.check(str(mine), load_roles)
+    assert str(found.value).startswith(str(mine))
+
+
+def test_a_wrong_set_of_a_tuning_run_is_not_laid_on_the_recipe() -> None:
+    with pytest.raises(UserError, match=r"^irpo, --set: no setting named 'rouns'"):
+        trials.check("irpo", lambda made: None, ["rouns=1"])
+
+
+@pytest.mark.parametrize(
+    ("query", "told"),
+    [
+        ("SELEC 1", "syntax error"),
+        ("SELECT digest AS item FROM prompt", "no such column: value"),
+        ("SELECT digest AS value FROM prompt", "no such column: item"),
+        ("SELECT 1 AS item, :seed AS value", "'seed'.* may use :checkpoint, :judge and :run"),
+        ("SELECT 1 AS item, 1 AS value; SELECT 2", "right is one SELECT"),
+        ("DELETE FROM training_step RETURNING step AS item, 1 AS value", '"DELETE": syntax error'),
+        ("SELECT 1 AS item, score AS value FROM judgment", "no such table: judgment"),
+    ],
+)
+def test_a_query_that_cannot_be_asked_is_a_sentence_before_anything_runs(
+    tmp_path: Path, query: str, told: str
+) -> None:
+    mine = tmp_path / "mine.toml"
+    mine.write_text(f"{CONTROL}[[claim]]\nsays = 'It is so'\nquery = {json.dumps(query)}\n")
+    wanted = f"mine.toml, claim 'It is so': its query cannot be asked: .*{told}"
+    with pytest.raises(UserError, match=wanted) as found:
+        trials.check(str(mine), lambda made: None)
+    assert "sqlalche.me" not in str(found.value)
 
 
 @pytest.mark.parametrize("name", TRIED)
@@ -160,6 +270,47 @@ def test_a_query_is_asked_of_the_store_for_a_checkpoint(tmp_path: Path) -> None:
     )
     assert len(found) == count["n"] > 0
     store.close()
+
+
+@pytest.mark.parametrize(
+    ("query", "told"),
+    [
+        ("SELECT 'a' AS item, tokens AS value FROM candidate", "gives item 'a' twice"),
+        ("SELECT id AS item, text AS value FROM candidate", "for item 1; a value is a number"),
+        ("SELECT 'a' AS item, 9e999 AS value", "gives inf for item 'a'"),
+        ("SELECT NULL AS item, 1 AS value", "gives 1 for item None"),
+    ],
+)
+def test_a_query_that_gives_something_else_than_a_number_an_item_is_a_sentence(
+    scripted: Store, query: str, told: str
+) -> None:
+    claim = claims.Claim(says="It is so", query=query)
+    with pytest.raises(UserError, match=f"claim 'It is so': its query .*{told}"):
+        claim.values(scripted, scripted.incumbent("policy"), "exact")
+
+
+def test_an_item_whose_value_is_null_has_none(scripted: Store) -> None:
+    query = "SELECT id AS item, CASE id WHEN 1 THEN 2.5 END AS value FROM prompt; "
+    claim = claims.Claim(says="It is so", query=query)
+    assert claim.values(scripted, scripted.incumbent("policy"), "exact") == {"1": 2.5}
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "DELETE FROM training_step RETURNING step AS item, 1 AS value",
+        "INSERT INTO training_step SELECT * FROM training_step",
+        "UPDATE run SET status = 'failed'",
+        "DROP TABLE candidate",
+        "PRAGMA user_version = 1",
+    ],
+)
+def test_no_question_changes_a_run(scripted: Store, sql: str) -> None:
+    before = everything(scripted.root)
+    with pytest.raises(UserError, match=r"loop\.db reads and changes nothing, and this one would"):
+        scripted.query(sql)
+    assert everything(scripted.root) == before
+    scripted.request_stop(False)  # what is no question can write as ever
 
 
 def test_how_well_it_judges_is_a_number_an_anchor(tmp_path: Path) -> None:

@@ -173,3 +173,17 @@ def test_a_recipe_is_told_in_words_and_its_file_can_be_had() -> None:
     file = loop("recipes", "irpo", "--toml").stdout
     assert file.rstrip() == config.recipe_path("irpo").read_text().rstrip()
     assert loop("recipes", "nonsense").returncode == 2
+
+
+@pytest.mark.parametrize("key", ["control", "plain", "trial"])
+def test_a_recipes_page_is_not_told_of_a_trial_that_names_what_is_not_there(
+    tmp_path: Path, key: str
+) -> None:
+    mine = tmp_path / "raft.toml"
+    lists = {"control": ["rounds=2"], key: ["generater.n=2"]}
+    said = "".join(f"{name} = {json.dumps(sets)}\n" for name, sets in lists.items())
+    mine.write_text(f'# Mine.\nrounds = 1\n{said}[[claim]]\nsays = "x"\nmetric = "score"\n')
+    ended = loop("recipes", "raft.toml", cwd=tmp_path)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    right = "no setting named 'generater'; did you mean 'generator'?"
+    assert ended.stderr == f"loop: raft.toml, {key}: {right}\n"

@@ -4,21 +4,30 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sqlite3
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 
-from loop import claims, config
+from loop import claims, config, lease, run, trials
 from runs import HERE, SCRIPTED, scripted_toml, start
+from scripted import write_model
 from store.database import Store
+from store.errors import UserError
 
 sys.path.insert(0, str(HERE / "benchmarks"))
 
 import results
 import told
+import trial_runs
 
 RESULTS = HERE / "benchmarks" / "results.py"
 TINY = (
@@ -26,6 +35,16 @@ TINY = (
     *("evaluate.gate_prompts=16", "evaluate.test_prompts=24", "generator.n=8"),
     "evaluate.samples=4",  # both recipes measure alike, so they have one warm-up
 )
+OWN = """\
+# Sums, by a model that is no neural network.
+rounds = 1
+trial = {trial}
+control = ["rounds=2"]
+plain = ["rounds=1"]
+[[claim]]
+says = "It gains"
+{claim}
+"""
 SCORE = claims.Claim(says="It is so", metric="score")
 
 
@@ -38,8 +57,12 @@ def tried(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     folder = tmp_path_factory.mktemp("results")
     broken = folder / "broken.toml"
     broken.write_text(
-        'judge = "nobody"\nbatch_prompts = 64\ncontrol = ["rounds=2"]\n'
+        'filter = "broken.py:Broken"\ncontrol = ["gate.patience=7"]\n'
+        f"plain = ['filter=\"{folder / 'broken.py'}:Broken\"']\n"
         '[[claim]]\nsays = "x"\nmetric = "score"\n'
+    )
+    (folder / "broken.py").write_text(
+        "class Broken:\n    def select(self, *_):\n        raise RuntimeError('it is broken')\n"
     )
     command = [sys.executable, str(RESULTS), str(broken), "irpo", "mbr-dpo", "--seeds", "100"]
     command += ["--runs", str(folder / "runs"), "--out", str(folder / "out")]
@@ -49,7 +72,7 @@ def tried(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     )
     assert ended.returncode == 1, ended.stdout + ended.stderr
     assert ended.stderr.startswith(f"{broken}: ")
-    assert "no judge named 'nobody'" in ended.stderr
+    assert "it is broken" in ended.stderr
     return folder, ended.stdout
 
 
@@ -136,7 +159,7 @@ def test_reported_seeds_are_not_run_before_the_claim_is_committed(
     tmp_path: Path, more: tuple[str, ...]
 ) -> None:
     mine = tmp_path / "mine.toml"
-    mine.write_text("rounds = 1\n")
+    mine.write_text(OWN.format(trial=[], claim='metric = "score"'))
     subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
     ended = subprocess.run(
         [sys.executable, str(RESULTS), "mine.toml", "--runs", str(tmp_path / "runs"), *more],
@@ -145,8 +168,8 @@ def test_reported_seeds_are_not_run_before_the_claim_is_committed(
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(HERE.parent)},
     )
-    assert ended.returncode == 1
-    assert "commit these before their reported seeds run" in ended.stderr
+    assert ended.returncode == 2
+    assert "results.py: commit these before their reported seeds run: mine.toml" in ended.stderr
     assert not (tmp_path / "runs").exists()
 
 
@@ -162,6 +185,188 @@ def test_runs_that_generated_more_than_the_recipes_are_named(tried: tuple[Path, 
     assert "Generated tokens, against" not in told.markdown({"irpo": rows["irpo"]})
 
 
+# A recipe of one's own
+
+
+def scripted_trial(folder: Path) -> list[str]:
+    """Settings under which a run takes a second."""
+    write_model(folder / "base", 0.3)
+    return [
+        *("prompts=24", "batch_prompts=8", "evaluate.gate_prompts=60", "evaluate.test_prompts=40"),
+        *(f"{role}={SCRIPTED}:{name}" for role, name in PARTS.items()),
+        f"model.path={folder / 'base'}",
+    ]
+
+
+PARTS = {
+    "engine": "Engine",
+    "proposer": "Sums",
+    "judge": "Exact",
+    "evaluate.judge": "Exact",
+    "trainer": "Learner",
+}
+
+
+def tries(cwd: Path, *asked: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(RESULTS), *asked],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env=os.environ | {"PYTHONPATH": str(HERE.parent)},
+    )
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """results.py on a recipe of one's own, and before it on one whose query gives an item twice."""
+    folder = tmp_path_factory.mktemp("own")
+    trial = json.dumps(scripted_trial(folder))
+    twice = "query = \"SELECT 'a' AS item, tokens AS value FROM candidate\""
+    (folder / "raft.toml").write_text(OWN.format(trial=trial, claim='metric = "score"'))
+    (folder / "twice.toml").write_text(OWN.format(trial=trial, claim=twice))
+    asked = ("--seeds", "100", "--runs", "runs", "--out", "out")
+    ended = tries(folder, "twice.toml", "raft.toml", *asked)
+    assert ended.returncode == 2, ended.stdout + ended.stderr
+    told = "twice.toml: claim 'It gains': its query gives item 'a' twice; "
+    assert ended.stderr.startswith(told), ended.stderr
+    assert len(ended.stderr.splitlines()) == 1
+    assert ended.stdout.startswith("raft ")
+    return folder
+
+
+def test_a_query_at_fault_costs_no_other_recipe_its_row(own: Path) -> None:
+    rows = json.loads((own / "out" / "results.json").read_text())
+    (key,) = rows
+    assert key == config.recipe_key(str(own / "raft.toml"))
+    assert not Path(key).is_absolute()
+    said = (own / "out" / "RESULTS.md").read_text()
+    assert said.startswith("# A tuning run\n\nOver seeds 100. It is no result")
+    assert str(own).strip("/") not in said
+    assert (own / "out" / "plots" / f"{told.plain_name(key)}.svg").is_file()
+
+
+def test_a_recipe_of_ones_own_has_its_runs_wherever_it_is_named_from(own: Path) -> None:
+    (own / "sub").mkdir()
+    databases = sorted(own.glob("runs/**/loop.db"))
+    ended = tries(own / "sub", "../raft.toml", "--seeds", "100", "--runs", "../runs")
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert sorted(own.glob("runs/**/loop.db")) == databases
+
+
+def test_runs_of_code_that_is_not_here_now_are_taken_and_named(own: Path) -> None:
+    (recipe,) = own.glob("runs/raft-*/recipe/seed-100/*/loop.db")
+    (warm,) = own.glob("runs/warm-ups/*/*/loop.db")
+    before = [each.read_bytes() for each in (recipe, warm)]
+    for each in (recipe, warm):
+        with sqlite3.connect(each) as database:
+            database.execute("UPDATE run SET versions = json_set(versions, '$.code', '0123456789')")
+        database.close()
+    ended = tries(own, "raft.toml", "--seeds", "100", "--runs", "runs", "--out", "other")
+    for each, content in zip((recipe, warm), before, strict=True):
+        each.write_bytes(content)
+    assert ended.returncode == 0
+    key = warm.parents[1].name
+    by = "were made by other code than is here now and are taken as they are; remove a folder to"
+    assert ended.stderr.splitlines() == [
+        f"results.py: {key} in {own / 'runs' / 'warm-ups'} {by} run it anew",
+        f"results.py: recipe/seed-100 in {recipe.parents[3]} {by} run it anew",
+    ]
+    said = (own / "other" / "RESULTS.md").read_text()
+    assert "Its runs are of different code: 01234567 made recipe 100; " in said
+    assert " made control 100, plain 100.\n" in said
+
+
+def test_a_warm_up_that_was_left_is_gone_on_with_whoever_began_it(tmp_path: Path) -> None:
+    names, warm_ups = [], []
+    for name, rounds in (("raft", 1), ("band", 2)):
+        file = tmp_path / f"{name}.toml"
+        said = OWN.format(trial=json.dumps(scripted_trial(tmp_path)), claim='metric = "score"')
+        file.write_text(said.replace("rounds = 1\n", f"rounds = {rounds}\n"))
+        names.append(str(file))
+    mine, band = (trials.variants(each, claims.read(each), ())[0] for each in names)
+    place = tmp_path / "runs" / "warm-ups" / trial_runs.warm_up_key(mine.config(100))
+    said = (*band.said, ("--set", ("gate.target=-1e9",)))
+    settings = replace(band, said=said).config(100)
+    begun = run.begin(settings, place, "band", run.load_roles(settings))
+    with ThreadPoolExecutor(1) as pool:
+        bench = trial_runs.Bench(tmp_path / "runs", pool)
+        warm_ups = [bench.warm_up(each, 100).result() for each in (mine, band)]
+    assert warm_ups == [begun, begun]
+    assert list(place.iterdir()) == [begun]
+    assert trial_runs.run_of(place) == trial_runs.Found(begun, True)
+
+
+def test_what_runs_ends_with_results_and_goes_on_when_asked_again(tmp_path: Path) -> None:
+    trial = [*scripted_trial(tmp_path), "trainer.steps=200", "trainer.seconds_a_step=0.5"]
+    file = tmp_path / "raft.toml"
+    file.write_text(OWN.format(trial=json.dumps(trial), claim='metric = "score"'))
+    command = [sys.executable, str(RESULTS), str(file), "--seeds", "100"]
+    roots = set()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        process = subprocess.Popen(
+            [*command, "--runs", str(tmp_path / "runs"), "--jobs", "1"],
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"PYTHONPATH": str(HERE.parent)},
+        )
+        driven = None
+        while driven is None:
+            assert process.poll() is None
+            time.sleep(0.2)
+            driven = next(trains(tmp_path / "runs"), None)
+        (child,) = psutil.Process(process.pid).children()
+        process.send_signal(number)
+        _, complaint = process.communicate(timeout=120)
+        assert process.returncode == 128 + number
+        said = f"results.py: ended by {number.name}; it goes on when asked again\n"
+        assert complaint == said
+        assert not child.is_running()
+        roots.add(driven)
+    assert len(roots) == 1
+
+
+def trains(runs: Path) -> Iterator[Path]:
+    """The runs that train just now."""
+    for database in runs.glob("raft-*/*/*/*/loop.db"):
+        store = Store(database)
+        found, rounds = store.run(), store.rounds()
+        store.close()
+        if found and lease.is_alive(found) and rounds[-1].stage == "train":
+            yield database.parent
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        (["nothing.toml"], r"no recipe in nothing\.toml: there is no such file"),
+        (["irp"], r"no recipe named 'irp'; did you mean 'irpo'"),
+        (["arenas/spel"], r"no arena named 'spel'; did you mean 'spell'"),
+        (["irpo", "--jobs", "0"], r"--jobs is at least 1, found 0"),
+        (["bad.toml"], r"bad\.toml is not TOML"),
+        (["irpo", "--seeds", "100", "--set", "rouns=1"], r"irpo, --set: no setting named 'rouns'"),
+    ],
+)
+def test_a_mistake_is_a_sentence_and_nothing_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: list[str], told: str
+) -> None:
+    (tmp_path / "bad.toml").write_text("x = = 1")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["results.py", *asked])
+    with pytest.raises(UserError, match=told):
+        results.main()
+    assert [each.name for each in tmp_path.iterdir()] == ["bad.toml"]
+
+
+def test_a_mistake_has_no_traceback_and_exit_code_2(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text('control = ["rounds=1"]\n')
+    ended = tries(tmp_path, "mine.toml", "--seeds", "100")
+    assert ended.returncode == 2
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith("results.py: mine.toml, claim: ")
+    assert not (tmp_path / "runs").exists()
+
+
 # Which runs
 
 
@@ -169,12 +374,12 @@ def test_a_run_of_other_settings_is_not_the_one_that_is_wanted(tmp_path: Path) -
     """Also where they are settings that may change in a run."""
     file, place = scripted_toml(tmp_path), tmp_path / "runs"
     root, _ = start(file, place, ["rounds=1"])
-    found = results.run_of(place, config.read(file, sets=["rounds=1"]))
-    assert found == results.Found(root, True)
-    assert results.run_of(place) == found
+    found = trial_runs.run_of(place, config.read(file, sets=["rounds=1"]))
+    assert found == trial_runs.Found(root, True)
+    assert trial_runs.run_of(place) == found
     for other in ("rounds=2", "gate.patience=7", "gate.target=0.5", "trainer.step=0.1"):
         asked = config.read(file, sets=["rounds=1", other])
-        assert results.run_of(place, asked) is None, other
+        assert trial_runs.run_of(place, asked) is None, other
 
 
 # What the stores say

@@ -12,8 +12,7 @@ writes nothing but what --out names: those are for tuning, on seeds from 100 up.
 from __future__ import annotations
 
 import argparse
-import os
-import subprocess
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,166 +22,70 @@ from typing import Any
 
 import reported
 import told
+from trial_runs import CODE, WARM_UPS, Bench, Ended, Versions
 
-from loop import claims, config
-from loop.fork import fork
+from loop import claims, config, trials
+from loop import run as running
 from loop.gain import difference, in_common, over_runs
 from loop.report import rounds, training_counts
-from loop.settings import Config, digest
+from loop.settings import Config
 from loop.sides import standings
+from loop.trials import variants
 from store.database import SAMPLED, Store
 from store.errors import UserError
+from store.records import Run
 
-HOME = Path(__file__).resolve().parents[2]
 VARIANTS = ("recipe", "control", "plain")
 Table = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Variant:
-    """A run that a recipe is judged by: what to tell `loop start`, the seed aside."""
-
-    name: str
-    recipe: str
-    sets: tuple[str, ...]
-    like: tuple[str, tuple[str, ...]] | None = None
-    """The recipe, with its settings, whose warm-up and models it has in place of its own."""
-
-    def config(self, seed: int) -> Config:
-        own = config.read(recipe=self.recipe, sets=[*self.sets, f"seed={seed}"])
-        if self.like is None:
-            return own
-        recipe, sets = self.like
-        theirs = config.read(recipe=recipe, sets=[*sets, f"seed={seed}"])
-        others = {name: each for name, each in theirs.models.items() if name not in own.models}
-        return own.model_copy(
-            update={
-                "warmup": theirs.warmup,
-                "evaluate": theirs.evaluate,
-                "models": own.models | others,
-            }
-        )
-
-
-@dataclass
-class Bench:
-    """Where runs are, and the processes that make them."""
-
-    runs: Path
-    pool: ThreadPoolExecutor
-    warmed: dict[str, Future[Path]] = field(default_factory=dict)
-
-    def start(
-        self, variant: Variant, seed: int, place: Path, warm: Future[Path] | None = None
-    ) -> Future[Path]:
-        return self.pool.submit(self._run, variant, seed, place, warm)
-
-    def _run(self, variant: Variant, seed: int, place: Path, warm: Future[Path] | None) -> Path:
-        """The finished run. What was begun goes on; a run of other settings is left alone."""
-        wanted = variant.config(seed)
-        if (found := run_of(place, wanted)) is not None and found.finished:
-            return found.root
-        if warm is None:
-            asked = ["--recipe", variant.recipe, "--runs", str(place), "--set", f"seed={seed}"]
-            asked += [part for each in variant.sets for part in ("--set", each)]
-        else:
-            root = found.root if found else fork(warm.result(), wanted, place, variant.name)
-            asked = [str(root)]
-        command = [sys.executable, "-m", "loop", "start", *asked]
-        alone = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONPATH": str(HOME)}
-        ended = subprocess.run(
-            command, env=os.environ | alone, cwd=HOME, capture_output=True, text=True
-        )
-        if ended.returncode not in (0, 3):  # 3: a rule of the run's own ended it
-            raise RuntimeError(
-                f"{' '.join(command)} ended with {ended.returncode}:\n{ended.stderr}"
-            )
-        made = run_of(place, wanted)
-        assert made is not None, command
-        return made.root
-
-    def warm_up(self, variant: Variant, seed: int) -> Future[Path]:
-        """The run whose round 0 is the variant's, and which has no other."""
-        made = variant.config(seed)
-        tables = made.model_dump(mode="json")
-        bases = {
-            name: [each.path, each.warmup_from, made.trainer(0, name).model_dump(mode="json")]
-            for name, each in made.models.items()
-        }
-        parts = [tables["warmup"], tables["evaluate"], made.seed, made.batch_prompts, bases]
-        key = digest(parts)[:12]
-        if key not in self.warmed:
-            self.warmed[key] = self._warm_up(variant, seed, self.runs / "warm-ups" / key)
-        return self.warmed[key]
-
-    def _warm_up(self, variant: Variant, seed: int, place: Path) -> Future[Path]:
-        if (found := run_of(place)) is not None and found.finished:
-            return self.pool.submit(lambda: found.root)
-        # Whatever the warm-up scores is enough, so the run is over before its first round.
-        only = Variant("warm-up", variant.recipe, (*variant.sets, "gate.target=-1e9"))
-        return self.start(only, seed, place)
-
-
-@dataclass(frozen=True)
-class Found:
-    root: Path
-    finished: bool
-
-
-def run_of(place: Path, wanted: Config | None = None) -> Found | None:
-    """The newest run of these settings, those that may change in a run included, or of any."""
-    settings = None if wanted is None else wanted.model_dump(mode="json")
-    for database in sorted(place.glob("*/loop.db"), reverse=True):
-        store = Store(database)
-        run = store.run()
-        store.close()
-        if run is not None and settings in (None, run.config):
-            return Found(database.parent, run.status in ("done", "stopped"))
-    return None
-
-
-def variants(name: str, trial: claims.Trial, sets: Sequence[str]) -> list[Variant]:
-    arena = "default" if trial.arena is None else f"{config.ARENAS}/{trial.arena}"
-    return [
-        Variant("recipe", name, (*trial.trial, *sets)),
-        Variant("control", name, (*trial.trial, *trial.control, *sets)),
-        Variant("plain", arena, (*trial.trial, *trial.plain, *sets), (name, (*trial.trial, *sets))),
-    ]
 
 
 def begin(
     bench: Bench, names: Sequence[str], seeds: Sequence[int], sets: Sequence[str]
 ) -> dict[str, dict[str, list[Future[Path]]]]:
     """Recipe -> variant -> its run a seed."""
-    trials = {name: claims.read(name) for name in names}
-    warm = {
-        (name, seed): bench.warm_up(variants(name, trials[name], sets)[0], seed)
-        for name in names
-        for seed in seeds
-    }
+    made = {name: variants(name, claims.read(name), sets) for name in names}
+    warm = {(name, seed): bench.warm_up(made[name][0], seed) for name in names for seed in seeds}
     begun: dict[str, dict[str, list[Future[Path]]]] = {}
     for name in names:
         begun[name] = {each: [] for each in VARIANTS}
         for seed in seeds:
-            for each in variants(name, trials[name], sets):
-                place = bench.runs / told.plain_name(name) / each.name / f"seed-{seed}"
-                made = bench.start(each, seed, place, warm[name, seed])
-                begun[name][each.name].append(made)
+            for each in made[name]:
+                place = bench.runs / folder_of(name) / each.name / f"seed-{seed}"
+                begun[name][each.name].append(bench.start(each, seed, place, warm[name, seed]))
     return begun
+
+
+def folder_of(name: str) -> str:
+    """Where a recipe's runs are, below those of all."""
+    return told.plain_name(config.recipe_key(name))
 
 
 # What the stores say
 
 
-def row(name: str, runs: Mapping[str, Sequence[Path]], seeds: Sequence[int]) -> Table:
+def row(
+    name: str,
+    runs: Mapping[str, Sequence[Path]],
+    seeds: Sequence[int],
+    sets: Sequence[str] = (),
+) -> Table:
     """All that the table and the plot tell of a recipe."""
     trial = claims.read(name)
     read = {each: [Reading.of(root, trial) for root in roots] for each, roots in runs.items()}
+    by: dict[str, list[str]] = {}
+    for each, found in read.items():
+        # Another variant may have other parts.
+        differ = len({reading.code["parts"] for reading in found}) > 1
+        for seed, reading in zip(seeds, found, strict=True):
+            code = reading.code["code"] + (f", parts {reading.code['parts']}" if differ else "")
+            by.setdefault(code, []).append(f"{each} {seed}")
     return {
-        "recipe": name,
+        "recipe": config.recipe_key(name),
         "arena": trial.arena or "default",
         "shown": trial.shown,
         "seeds": list(seeds),
+        "sets": list(sets),
+        "code": by,
         "claims": [claimed(claim, place, read) for place, claim in enumerate(trial.claim)],
         "variants": {each: _variant(found) for each, found in read.items()},
     }
@@ -202,6 +105,8 @@ class Reading:
     """Generated in its rounds to learn from."""
     seconds: float
     """Of its rounds' stages, so that what was between an end and a going on is not counted."""
+    code: Mapping[str, str] = field(default_factory=dict)
+    """Of CODE, digests of what it began with and of what it went on with, in words."""
 
     @classmethod
     def of(cls, root: Path, trial: claims.Trial) -> Reading:
@@ -220,9 +125,19 @@ class Reading:
             ends=[each.values(store, incumbent, judge) for each in trial.claim],
             tokens=learned_from(store),
             seconds=sum(sum(each["seconds"].values()) for each in every if each["number"] > 0),
+            code=made_by(run),
         )
         store.close()
         return found
+
+
+def made_by(run: Run) -> dict[str, str]:
+    told = {}
+    for key in CODE:
+        before = [each["from"] for each in run.changes if each["key"] == f"versions.{key}"]
+        now = run.versions.get(key)
+        told[key] = " then ".join(each[:8] for each in (*before, now) if each)
+    return told
 
 
 def learned_from(store: Store) -> int:
@@ -278,7 +193,7 @@ def _variant(read: Sequence[Reading]) -> Table:
     }
 
 
-def main() -> None:
+def read_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     parser.add_argument("names", nargs="*", metavar="NAME")
     parser.add_argument("--runs", type=Path, default=Path("runs/results"))
@@ -287,36 +202,86 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--jobs", type=int, default=2, help="runs at once, each on one thread")
     asked = parser.parse_args()
-    seeds = asked.seeds or reported.SEEDS
-    reported.untuned(seeds, asked.sets)
+    if asked.jobs < 1:
+        raise UserError(f"--jobs is at least 1, found {asked.jobs}")
+    return asked
+
+
+def checked(
+    names: Sequence[str], seeds: Sequence[int], sets: Sequence[str], runs: Path
+) -> dict[tuple[str, str], Versions]:
+    """Recipe and variant -> the versions that a run would have. Claims of reported seeds are fixed.
+
+    Raises UserError, and then nothing was written, for what is wrong with any of the recipes.
+    """
+    reported.untuned(seeds, sets)
+    made = {
+        name: trials.check(
+            name, lambda made: running.versions(made, running.load_roles(made)), sets
+        )
+        for name in names
+    }
+    if {*seeds} & {*reported.SEEDS}:
+        reported.uncommitted(names, [one for each in made.values() for one, _ in each.values()])
+        for write in (reported.unchanged, reported.fix):
+            for name in names:
+                write(runs / folder_of(name), name)
+    return {
+        (name, variant): now for name, each in made.items() for variant, (_, now) in each.items()
+    }
+
+
+def main() -> int:
+    """Returns the exit code. Raises UserError."""
+    asked = read_arguments()
+    seeds = list(dict.fromkeys(asked.seeds or reported.SEEDS))
     tuning = bool(asked.seeds or asked.sets)
     out = asked.out or (None if tuning else config.HERE / "recipes")
     published = [each for each in config.recipes() if each != "default"]
-    names = [
-        str(Path(each).resolve()) if each.endswith(".toml") else each
-        for each in asked.names or [*told.CONTROLS, *published]
-    ]
+    wanted = asked.names or [*told.CONTROLS, *published]
+    names = list({config.recipe_key(each): each for each in wanted}.values())
     runs_at = asked.runs.resolve()
-    if {*seeds} & {*reported.SEEDS}:
-        reported.uncommitted(names)
-        for name in names:
-            reported.fix(runs_at / told.plain_name(name), name)
-    kept, failed = told.kept(out), []
+    now = checked(names, seeds, asked.sets, runs_at)
+    kept, failed = told.kept(out), dict[str, Exception]()
     with ThreadPoolExecutor(asked.jobs) as pool:
-        begun = begin(Bench(runs_at, pool), names, seeds, asked.sets)
+        bench = Bench(runs_at, pool, now)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, bench.end)
+        begun = begin(bench, names, seeds, asked.sets)
+        bench.tell_of_other_code(WARM_UPS)
         for name, pending in begun.items():
             try:
                 runs = {each: [one.result() for one in made] for each, made in pending.items()}
-                kept[name] = row(name, runs, seeds)
+                bench.tell_of_other_code(folder_of(name))
+                if bench.ended_by is not None:
+                    break
+                made = row(name, runs, seeds, asked.sets)
+            except Ended:
+                break
             except (RuntimeError, UserError) as error:  # the others' runs took hours
-                failed.append(f"{name}: {error}")
+                failed[name] = error
                 continue
-            print(told.line(kept[name]), flush=True)
+            kept[made["recipe"]] = made
+            print(told.line(made), flush=True)
             if out is not None:  # what is there is kept, should the rest take another day
                 told.write(out, kept)
-    if failed:
-        sys.exit("\n".join(failed))
+    for name, error in failed.items():
+        print(f"{name}: {error}", file=sys.stderr)
+    if bench.ended_by is not None:
+        ended_by = signal.Signals(bench.ended_by).name
+        print(f"results.py: ended by {ended_by}; it goes on when asked again", file=sys.stderr)
+        return 128 + bench.ended_by
+    if not failed:
+        return 0
+    return 2 if all(isinstance(each, UserError) for each in failed.values()) else 1
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        sys.exit(main())
+    except UserError as error:
+        print(f"results.py: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:  # before any run
+        sys.exit(130)

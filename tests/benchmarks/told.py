@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import reported
 
-from loop import claims
+from loop import claims, config
+from loop.settings import digest
 from store.errors import UserError
 
 Table = dict[str, Any]
@@ -20,8 +23,10 @@ and that there is no difference where nothing differs."""
 
 
 def plain_name(recipe: str) -> str:
-    """What a recipe, which may be a file or an arena, is called in the name of a file."""
-    return recipe.removesuffix(".toml").strip("/").replace("/", "-")
+    """What a recipe is called in the name of a file or folder. recipe: its key in results; of two
+    files of one name, and of one and a published recipe, each has its own."""
+    own = recipe.endswith(".toml")
+    return f"{title(recipe)}-{digest(recipe)[:6]}" if own else recipe.replace("/", "-")
 
 
 def title(recipe: str) -> str:
@@ -40,7 +45,8 @@ def write(out: Path, rows: Mapping[str, Table]) -> None:
     (out / "results.json").write_text(json.dumps(rows, indent=1, sort_keys=True) + "\n")
     (out / "RESULTS.md").write_text(markdown(rows))
     for name, row in rows.items():
-        plot(out / "plots" / f"{plain_name(name)}.svg", row)
+        if drawing() is not None:
+            plot(out / "plots" / f"{plain_name(name)}.svg", row)
 
 
 def line(row: Table) -> str:
@@ -60,30 +66,61 @@ HEAD = """\
 Each recipe's claim was written into its file and committed before these runs were made. Every \
 recipe ran beside its control (the claimed ingredient off) and beside plain iterative DPO, all \
 three from one warm-up, over seeds {seeds} and at as many tokens to a tenth where it is not said \
-otherwise; settings were tuned on seeds from 100 up. Tokens are those generated in rounds to learn \
-from (answers, judgements on them, proposed prompts); measuring is the same for all and is not \
-counted. Minutes are those of the rounds, measuring included.
+otherwise; settings were tuned on seeds from 100 up. {reading}
+
+Made by `make results`{plots}.
+"""
+TUNING = """\
+# A tuning run
+
+{what}. It is no result: nothing was committed before these runs were made, and what is seen here \
+may be changed. Every recipe ran beside its control (the claimed ingredient off) and beside plain \
+iterative DPO, all three from one warm-up. {reading}
+
+Made by `tests/benchmarks/results.py`{plots}.
+"""
+READING = """\
+Tokens are those generated in rounds to learn from (answers, judgements on them, proposed \
+prompts); measuring is the same for all and is not counted. Minutes are those of the rounds, \
+measuring included.
 
 Start and end are of the metric that is named, on the test split, and intervals are 95 % by \
 bootstrap over seeds and, within each, over prompts. A difference is paired by seed and, of the \
 prompts that both sides answered, by prompt; where a seed has none of those, by seed alone. \
-*confirmed* and *refuted* mean that the whole interval lies on one side. With five seeds the \
+*confirmed* and *refuted* mean that the whole interval lies on one side. With as few seeds the \
 intervals are somewhat too narrow where seeds differ much, and nothing is corrected for there \
 being {claims} claims.
 
 All of it is the embedded model (a million parameters) on tasks of a second: it says whether a \
-mechanism does what its paper says *there*, and nothing of how much it does for a large model.
+mechanism does what its paper says *there*, and nothing of how much it does for a large model."""
 
-Made by `make results`; plots are under [plots](plots).
-"""
+
+def _head(rows: Sequence[Table], claims: int) -> str:
+    said = {
+        "reading": READING.format(claims=claims),
+        "plots": "; plots are under [plots](plots)" if drawing() is not None else "",
+    }
+    if not all(_tuned(row) for row in rows):
+        return HEAD.format(seeds=_listed(reported.SEEDS), **said)
+    ways = list(dict.fromkeys(_runs_of(row) for row in rows))
+    return TUNING.format(what=ways[0] if len(ways) == 1 else "Seeds and settings differ", **said)
+
+
+def _tuned(row: Table) -> bool:
+    return not {*row["seeds"]} & {*reported.SEEDS}
+
+
+def _runs_of(row: Table) -> str:
+    sets = row.get("sets")
+    under = f" with {', '.join(f'`{each}`' for each in sets)}" if sets else ""
+    return f"Over seeds {_listed(row['seeds'])}{under}"
 
 
 def markdown(rows: Mapping[str, Table]) -> str:
     """RESULTS.md."""
     ordered = sorted(rows.values(), key=lambda row: (row["recipe"] in CONTROLS, row["recipe"]))
     claimed = {row["recipe"]: _claims(row) for row in ordered}
-    lines = [HEAD.format(seeds=_listed(reported.SEEDS), claims=sum(map(len, claimed.values())))]
-    lines.append(_first_claims(claimed))
+    lines = [_head(ordered, sum(map(len, claimed.values()))), _first_claims(claimed)]
     columns = ("recipe", "arena", "metric", "start", "recipe's end", "control's", "plain DPO's")
     columns += ("verdict", "tokens, thousands", "minutes")
     lines += [_cells(columns), _cells(["---"] * len(columns))]
@@ -92,7 +129,7 @@ def markdown(rows: Mapping[str, Table]) -> str:
         lines.append(
             _cells(
                 [
-                    f"[{title(row['recipe'])}](plots/{plain_name(row['recipe'])}.svg)",
+                    _linked(row["recipe"]),
                     row["arena"],
                     row["shown"],
                     _value(own["recipe"]["course"][0]) if own["recipe"]["course"] else "",
@@ -110,8 +147,9 @@ def markdown(rows: Mapping[str, Table]) -> str:
     for row in ordered:
         lines.append(f"\n## {title(row['recipe'])}\n")
         if tuple(row["seeds"]) != reported.SEEDS:
-            lines.append(f"Over seeds {_listed(row['seeds'])}.\n")
-        lines += _unequal(row["variants"])
+            tuned = ": a tuning run" if _tuned(row) else ""
+            lines.append(f"{_runs_of(row)}{tuned}.\n")
+        lines += _unequal(row["variants"]) + _by_other_code(row.get("code", {}))
         for claim in claimed[row["recipe"]]:
             lines.append(_told(claim))
             if claim["found"]:
@@ -122,7 +160,7 @@ def markdown(rows: Mapping[str, Table]) -> str:
 def _claims(row: Table) -> list[Table]:
     """As the recipe says them now; as they were tried where it cannot be read any more."""
     try:
-        now = claims.read(row["recipe"]).claim
+        now = claims.read(config.recipe_of(row["recipe"])).claim
     except UserError:
         return list(row["claims"])
     return claims.with_results(now, row["claims"])
@@ -160,6 +198,19 @@ def _unequal(variants: Table) -> list[str]:
         if abs(each["tokens"] / own - 1) > MOST_UNEQUAL
     ]
     return [f"Generated tokens, against the recipe's: {', '.join(off)}.\n"] if off else []
+
+
+def _by_other_code(runs: Mapping[str, Sequence[str]]) -> list[str]:
+    """A line that says which runs were made by which code, if it was not the same for all."""
+    if len(runs) < 2:
+        return []
+    told = "; ".join(f"{code} made {', '.join(made)}" for code, made in runs.items())
+    return [f"Its runs are of different code: {told}.\n"]
+
+
+def _linked(recipe: str) -> str:
+    shown = title(recipe)
+    return shown if drawing() is None else f"[{shown}](plots/{plain_name(recipe)}.svg)"
 
 
 MOST_UNEQUAL = 0.1
@@ -204,13 +255,27 @@ COLOURS = {"recipe": "#1f4e9c", "control": "#c8641b", "plain": "#777777"}
 NAMES = {"recipe": "recipe", "control": "control", "plain": "plain iterative DPO"}
 
 
+@cache
+def drawing() -> Any:
+    """matplotlib, or None where it is missing, which is said once."""
+    try:
+        import matplotlib
+    except ImportError:
+        print(
+            "results.py: plots are left out, because matplotlib is not installed; "
+            "`make results` installs it, and so does pip install matplotlib",
+            file=sys.stderr,
+        )
+        return None
+    matplotlib.use("svg")
+    return matplotlib
+
+
 def plot(file: Path, row: Table) -> None:
     """The course of the shown metric, round by round, with its interval."""
-    import matplotlib
-
-    matplotlib.use("svg")
     from matplotlib import pyplot
 
+    matplotlib = drawing()
     matplotlib.rcParams["svg.hashsalt"] = row["recipe"]  # the same rows make the same bytes
     file.parent.mkdir(parents=True, exist_ok=True)
     figure, axes = pyplot.subplots(figsize=(5.2, 3.2), layout="constrained")
