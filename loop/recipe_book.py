@@ -77,7 +77,7 @@ def _result(row: Any) -> Table:
     return {
         "metric": row["shown"],
         "start": course[0] if course else None,
-        "ends": {name: each["course"][-1] for name, each in ran.items() if each["course"]},
+        "ends": {name: ran[name]["course"][-1] for name in SIDES if ran[name]["course"]},
         "tokens": ran["recipe"]["tokens"],
         "seconds": ran["recipe"]["seconds"],
         "seeds": row["seeds"],
@@ -110,7 +110,7 @@ def view(console: Console, found: Table) -> None:
         line(console, f"claim: {each['says']} ({of}{each['expect']}, against {each['against']})")
         line(console, f"  {_verdict(each, found['name'])}")
         if each["found"]:
-            line(console, f"  {each['found']}")
+            line(console, f"  {' '.join(each['found'].split())}")
     line(console)
     if found["result"]:
         _view_result(console, found["result"])

@@ -154,6 +154,12 @@ def test_results_are_told_as_a_table_with_a_plot_of_each_recipe(tried: tuple[Pat
             assert claim.says in told
 
 
+def test_rows_that_were_kept_are_told_as_when_they_were_new(tried: tuple[Path, str]) -> None:
+    folder, _ = tried
+    new = (folder / "out" / "RESULTS.md").read_text()
+    assert told.markdown(told.kept(folder / "out")) == new
+
+
 @pytest.mark.parametrize("more", [(), ("--seeds", "3", "100")])
 def test_reported_seeds_are_not_run_before_the_claim_is_committed(
     tmp_path: Path, more: tuple[str, ...]

@@ -125,7 +125,7 @@ def markdown(rows: Mapping[str, Table]) -> str:
     columns += ("verdict", "tokens, thousands", "minutes")
     lines += [_cells(columns), _cells(["---"] * len(columns))]
     for row in ordered:
-        own = row["variants"]
+        own = {name: row["variants"][name] for name in NAMES}
         lines.append(
             _cells(
                 [
@@ -153,7 +153,7 @@ def markdown(rows: Mapping[str, Table]) -> str:
         for claim in claimed[row["recipe"]]:
             lines.append(_told(claim))
             if claim["found"]:
-                lines.append(f"  {claim['found'].strip()}")
+                lines.append(f"  {' '.join(claim['found'].split())}")
     return "\n".join(lines) + "\n"
 
 
@@ -192,11 +192,8 @@ def _unequal(variants: Table) -> list[str]:
     own = variants["recipe"]["tokens"]
     if not own:
         return ["The recipe's runs generated no tokens to learn from.\n"]
-    off = [
-        f"{NAMES[name]} {each['tokens'] / own - 1:+.0%}"
-        for name, each in variants.items()
-        if abs(each["tokens"] / own - 1) > MOST_UNEQUAL
-    ]
+    more = {name: variants[name]["tokens"] / own - 1 for name in NAMES}
+    off = [f"{NAMES[name]} {each:+.0%}" for name, each in more.items() if abs(each) > MOST_UNEQUAL]
     return [f"Generated tokens, against the recipe's: {', '.join(off)}.\n"] if off else []
 
 
@@ -253,6 +250,7 @@ def _ends(course: Any) -> str:
 
 COLOURS = {"recipe": "#1f4e9c", "control": "#c8641b", "plain": "#777777"}
 NAMES = {"recipe": "recipe", "control": "control", "plain": "plain iterative DPO"}
+"""In the order of columns: rows that were kept as JSON have theirs by name."""
 
 
 @cache
@@ -280,7 +278,8 @@ def plot(file: Path, row: Table) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     figure, axes = pyplot.subplots(figsize=(5.2, 3.2), layout="constrained")
     longest = 1
-    for name, variant in row["variants"].items():
+    for name in NAMES:
+        variant = row["variants"][name]
         if not variant["course"]:
             continue
         means, lows, highs = zip(*variant["course"], strict=True)
