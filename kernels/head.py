@@ -14,6 +14,11 @@ from kernels.fold_torch import Norm, Running, Scale, arithmetic
 from kernels.matmul import add_product, large, narrowed, product, tile
 
 MAX_BYTES = 128 << 20
+MAX_BYTES_ELSEWHERE = 1 << 30
+"""For who trains: a step goes over the head three times where a micro-batch's logits fit, and four
+where they do not: 128 MiB are 440 rows of bfloat16 with a vocabulary of 152 000, fewer than an
+ordinary pair. A GPU that trains such a model has room for more, and a CPU, whose memory the machine
+shares, keeps to the ops' own bound."""
 STATS = ("entropy", "mean_logit", "is_top1", "log_sum_sq")
 
 

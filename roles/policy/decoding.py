@@ -26,10 +26,15 @@ from store.records import Sampling
 def cache_bytes(model: Any) -> int:
     """Of keys and values to hold at once, where nobody says how many."""
     if model.device.type != "cuda":
-        return 4 * 2**30  # of a Mac's GPU too, whose memory is the machine's
+        return cache_beside(None, 0)  # of a Mac's GPU too, whose memory is the machine's
     # Of all memory and not of what is free now, which may be other after a restart.
     there = torch.cuda.get_device_properties(model.device).total_memory
-    return max(1, int(there - model.get_memory_footprint()) // 2)
+    return cache_beside(there, model.get_memory_footprint())
+
+
+def cache_beside(there: int | None, weights: int) -> int:
+    """The same in numbers: there is a CUDA device's memory, None is of another one."""
+    return 4 * 2**30 if there is None else max(1, int(there - weights) // 2)
 
 
 class Decoder:

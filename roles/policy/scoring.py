@@ -26,7 +26,7 @@ Ids = tuple[int, ...]
 Pair = tuple[Ids, Ids]
 """A prompt and one of its completions."""
 
-_TOKENS_ON_CPU, _TOKENS = 4096, 16384
+TOKENS_ON_CPU, TOKENS = 4096, 16384
 """On a CPU more are slower: what a layer hands to the next one no longer fits into its caches."""
 
 
@@ -84,7 +84,7 @@ def dropout(model: Any, seed: int | None) -> Iterator[None]:
 
 def at_once(model: Any) -> int:
     """How many tokens to pass through the model together, padding included."""
-    return _TOKENS_ON_CPU if model.device.type == "cpu" else _TOKENS
+    return TOKENS_ON_CPU if model.device.type == "cpu" else TOKENS
 
 
 def batches(

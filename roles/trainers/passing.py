@@ -19,7 +19,7 @@ from trl.trainer.utils import FusedCausalLMOutput
 
 from kernels.causal import Head, lasting_positions, read_head
 from kernels.grouped_hidden import Grouped, grouped_hidden
-from kernels.head import MAX_BYTES
+from kernels.head import MAX_BYTES, MAX_BYTES_ELSEWHERE
 from kernels.linear_logprob import TokenStats, linear_logprob_stats, of_logits
 from kernels.passes import take
 from roles.trainers.guards import Guarded
@@ -32,12 +32,6 @@ _TRL_NAMES = {
     "is_top1": "is_top1",
     "log_sum_sq": "log_sum_sq_probs",
 }
-
-_MAX_BYTES_ELSEWHERE = 1 << 30
-"""A step goes over the head three times where a micro-batch's logits fit, and four where they do
-not: 128 MiB are 440 rows of bfloat16 with a vocabulary of 152 000, fewer than an ordinary pair. A
-GPU that trains such a model has room for more, and a CPU, whose memory the machine shares, keeps to
-the ops' own bound."""
 
 
 class Passing(Guarded):
@@ -60,7 +54,7 @@ class Passing(Guarded):
     @property
     def _max_bytes(self) -> int:
         """Of logits that are held at once."""
-        return MAX_BYTES if self.model.device.type == "cpu" else _MAX_BYTES_ELSEWHERE
+        return MAX_BYTES if self.model.device.type == "cpu" else MAX_BYTES_ELSEWHERE
 
     def _arithmetic(self) -> AbstractContextManager[Any]:
         found: AbstractContextManager[Any] = self.accelerator.autocast()

@@ -1,0 +1,75 @@
+"""What trainings of small Llamas take in memory, each beyond what the process held before it.
+
+`trained_peak.py FOLDER CASES`: CASES is a JSON list of {layers, options}; printed is one of the
+peaks in bytes, with the tokens of the longest prompt and answer. One process, so that libraries are
+imported once; memory is VmHWM of /proc, which is set back before each training.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import small_model
+from transformers import AutoTokenizer
+
+from roles.policy import devices
+from roles.policy.encoding import prompt_ids
+from roles.trainers.preference import Preference
+from store.records import Call, Example
+
+SHAPE = {
+    "hidden_size": 256,
+    "intermediate_size": 704,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 4000,
+    "max_position_embeddings": 1024,
+}
+PROMPT, ANSWER, PAIRS = "the sum of 17 and 25 " * 8, 128, 16
+
+
+def examples(folder: Path) -> tuple[list[Example], int]:
+    """Pairs of answers of ANSWER tokens, each behind a prompt of its own; tokens of a prompt."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    made = []
+    for each in small_model.examples(folder, PAIRS):
+        prompt = small_model.question(f"{PROMPT}{each.asked_id:02}")
+        chosen, rejected = (
+            replace(side, token_ids=tuple((first + n) % 300 for n in range(ANSWER)))
+            for first, side in enumerate((each.chosen, each.rejected))
+        )
+        made.append(replace(each, prompt=prompt, chosen=chosen, rejected=rejected))
+    return made, max(len(prompt_ids(tokenizer, each.prompt)) for each in made)
+
+
+def status(name: str) -> int:
+    """A line of /proc/self/status, in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    (line,) = [each for each in lines if each.startswith(f"{name}:")]
+    return int(line.split()[1]) * 1024
+
+
+def peak(folder: Path, layers: int, options: dict[str, Any], place: Path) -> dict[str, int]:
+    start = small_model.build(folder, **SHAPE, num_hidden_layers=layers)
+    asked, prompt = examples(start)
+    trainer = Preference(**options, epochs=1, learning_rate=1e-5, device="cpu")
+    checkpoint = small_model.checkpoint(start)
+    devices.give_back()
+    Path("/proc/self/clear_refs").write_text("5")
+    held = status("VmRSS")
+    trainer.train(asked, checkpoint, checkpoint, place, Call(seed=0, round=1))
+    return {"bytes": status("VmHWM") - held, "prompt": prompt}
+
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    cases = [{"layers": 1, "options": {"batch_size": 2}}, *json.loads(sys.argv[2])]
+    found = [
+        peak(folder / f"model-{n}", each["layers"], each["options"], folder / f"trained-{n}")
+        for n, each in enumerate(cases)
+    ]
+    print(json.dumps(found[1:]))  # of the first, libraries would be counted
