@@ -16,14 +16,15 @@ from store.errors import UserError
 from store.records import Checkpoint
 
 
-def check_model(config: Config, role: str, use: str, name: str) -> None:
-    """Raises UserError for a model that cannot be asked in this run. role: who asks it."""
+def check_model(config: Config, role: str, use: str, name: str, *, weights: bool = True) -> None:
+    """Raises UserError for a model that cannot be asked in this run. role: who asks it. weights:
+    whether those of a model on the Hub are fetched."""
     known = ["round", *(f"model:{each}" for each in config.models), "checkpoint:base"]
     known += [f"base:{each}" for each in config.models]
     known += [f"server:{each}" for each in config.server]
     kind, _, path = name.partition(":")
     if kind == "checkpoint" and path not in ("", "base"):
-        checkpoints.locate(path)
+        checkpoints.locate(path, weights=weights)
     elif name not in known:
         there = ", ".join([*known, "checkpoint:PATH"])
         hint = ""

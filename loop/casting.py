@@ -17,14 +17,15 @@ from store.errors import UserError
 from store.records import KINDS
 
 
-def load_roles(config: Config) -> dict[int, Any]:
+def load_roles(config: Config, *, weights: bool = True) -> dict[int, Any]:
     """Every role the configuration names, made and checked: id() of its table -> the role.
 
-    The models' folders are checked as well. Raises UserError for the first that will not do.
+    The models' folders are checked as well. weights: whether those of models on the Hub are
+    fetched. Raises UserError for the first that will not do.
     """
     wanted = list(config.roles())
     folders = {
-        name: checkpoints.locate(model.path)
+        name: checkpoints.locate(model.path, weights=weights)
         for name, model in config.models.items()
         if model.path != "embedded"
     }
@@ -35,9 +36,9 @@ def load_roles(config: Config) -> dict[int, Any]:
     made = {id(table): plugins.load(role, table.use, table.options) for role, table in wanted}
     for role, table in wanted:
         if role == "judge":
-            _check_asked(config, table, made[id(table)])
+            _check_asked(config, table, made[id(table)], weights)
         elif table.model is not None:
-            check_model(config, role, table.use, table.model)
+            check_model(config, role, table.use, table.model, weights=weights)
             if table.model.startswith("server:"):
                 raise UserError(
                     f"proposer {table.use!r} asks {table.model!r}, and proposers ask models that "
@@ -54,7 +55,8 @@ def load_roles(config: Config) -> dict[int, Any]:
             _check_device(made[id(part)])
     for name, folder in folders.items():
         model = config.models[name]
-        _check_template(model, folder, made[id(model.engine)])
+        if getattr(made[id(model.engine)], "writes_by_template", False):
+            check_template(model, folder)
     return made
 
 
@@ -107,7 +109,7 @@ def _check_own(role: str, table: Role) -> None:
         raise UserError(f"{role} {table.use!r} has no option 'thinking'; it is a judge's")
 
 
-def _check_asked(config: Config, table: Role, judge: Any) -> None:
+def _check_asked(config: Config, table: Role, judge: Any, weights: bool) -> None:
     """Every model that a judge will ask is there, and none that is under test grades itself."""
     if table.model is None and getattr(judge, "asks_model", False):
         raise UserError(
@@ -117,7 +119,7 @@ def _check_asked(config: Config, table: Role, judge: Any) -> None:
     asked = others if table.model is None else (table.model, *others)
     grading = [config.evaluate.judge, *(each.judge for each in config.evaluate.suite.values())]
     for name in asked:
-        check_model(config, "judge", table.use, name)
+        check_model(config, "judge", table.use, name, weights=weights)
         _check_server(config, table.use, judge, name)
         if not is_frozen(name) and any(table is each for each in grading):
             raise UserError(
@@ -143,20 +145,19 @@ def _check_server(config: Config, use: str, judge: Any, name: str) -> None:
         )
 
 
-def _check_template(model: Model, folder: Path, engine: Any) -> None:
-    """Only where an engine will write prompts by it."""
-    if not getattr(engine, "writes_by_template", False):
-        return
-    from roles.policy.encoding import check_template
+def check_template(model: Model, folder: Path) -> None:
+    """Raises UserError unless the model's chat template, its own or the one it is given, writes
+    questions. Of use where an engine writes prompts by it."""
+    from roles.policy import encoding
 
     if model.template_path is None:
-        check_template(folder)
+        encoding.check_template(folder)
         return
     with tempfile.TemporaryDirectory() as place:
         tried = Path(place) / folder.name
         checkpoints.with_template(folder, Path(model.template_path), tried)
         try:
-            check_template(tried)
+            encoding.check_template(tried)
         except UserError as error:
             told = str(error).replace(str(tried), model.template_path)
             raise UserError(told) from None

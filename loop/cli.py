@@ -78,6 +78,12 @@ Sets = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="One setting, as in judge.votes=3."),
 ]
+Gpu = Annotated[
+    float | None,
+    typer.Option(
+        metavar="GIB", min=1, help="Plan for one GPU with so much memory.", show_default=False
+    ),
+]
 Checkpoint = Annotated[
     str, typer.Option(metavar="WHICH", help="best, base, given or the number of a round.")
 ]
@@ -116,7 +122,17 @@ def init(
 
 @app.command()
 def plan(
-    config: File = None, recipe: Recipe = None, sets: Sets = None, as_json: Json = False
+    config: File = None,
+    recipe: Recipe = None,
+    sets: Sets = None,
+    gpu: Gpu = None,
+    prompt_tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Of the longest prompt, for the memory it takes.", show_default=False
+        ),
+    ] = None,
+    as_json: Json = False,
 ) -> None:
     """Say what a run would do and cost. Checks everything, writes nothing."""
     from loop import names, run
@@ -125,7 +141,29 @@ def plan(
 
     names.check()
     resolved = read(config, recipe, sets or ())
-    _answer(planning.plan(resolved, run.load_roles(resolved)), planning.view, as_json)
+    roles = run.load_roles(resolved, weights=False)
+    _answer(planning.plan(resolved, roles, gpu, prompt_tokens), planning.view, as_json)
+
+
+@app.command()
+def doctor(
+    given: Annotated[
+        Path | None,
+        typer.Argument(metavar="[RUN]", help="One to go on with; left out, a new one."),
+    ] = None,
+    config: File = None,
+    recipe: Recipe = None,
+    sets: Sets = None,
+    runs: Runs = RUNS,
+    gpu: Gpu = None,
+    as_json: Json = False,
+) -> None:
+    """Say what stands in the way of a run, and what to type to mend it. Exit code 2 if anything."""
+    from loop import doctor as examining
+
+    found = examining.examine(examining.Wish(given, config, recipe, sets or (), runs, gpu))
+    _answer(found, examining.view, as_json)
+    raise typer.Exit(0 if found["ok"] else USER_ERROR)
 
 
 @app.command()

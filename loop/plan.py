@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
-from loop import space
+from loop import peaks, space
 from loop.report import Table
 from loop.screen import columns, line, put
 from loop.settings import Config, Evaluate, Track
@@ -33,10 +33,17 @@ ASSUMED = (
 COUNTS = ("prompts", "candidates", "generated_tokens")
 
 
-def plan(config: Config, roles: Mapping[int, Any]) -> Table:
+def plan(
+    config: Config,
+    roles: Mapping[int, Any],
+    gpu_gib: float | None = None,
+    prompt: int | None = None,
+) -> Table:
     """{rounds (0: until stopped), warmup [track], tracks [track], evaluation, generated_tokens,
-    budget, gate, disk, models}. A track has name, model, prompts, candidates and
-    generated_tokens, None where the generator does not say. `roles` are what load_roles made.
+    budget, gate, disk, models, memory (as peaks.peaks gives it)}. A track has name, model, prompts,
+    candidates and generated_tokens, None where the generator does not say. `roles` are what
+    load_roles made. gpu_gib: of a GPU to plan for in place of this machine; prompt: tokens of the
+    longest one, None is assumed.
     """
     tracks = [_track(name, each, roles) for name, each in config.track.items()]
     warmup = [_track(name, each, roles) for name, each in config.tracks(0).items()]
@@ -68,6 +75,7 @@ def plan(config: Config, roles: Mapping[int, Any]) -> Table:
             for name, each in config.models.items()
         ],
         "disk": space.needed(config, roles).total,
+        "memory": peaks.peaks(config, roles, peaks.here(gpu_gib), prompt),
     }
 
 
@@ -154,6 +162,7 @@ def view(console: Console, found: Table) -> None:
     )
     line(console, f"  assumed: {gate['assumed']}")
     line(console, f"disk: {space.shown(found['disk'])} at most, checkpoints and database")
+    peaks.view(console, found["memory"])
 
 
 def _count(value: int | None) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from loop.settings import Config, Model, Track
+from roles.policy import shape
 from store import checkpoints
 from store.errors import UserError
 
@@ -59,8 +60,7 @@ def needed(config: Config, roles: Mapping[int, Any]) -> Need:
 
 def check(config: Config, roles: Mapping[int, Any], runs: Path) -> None:
     """Raises UserError unless the disk on which `runs` is or will be has room for a new run."""
-    place = next(each for each in (runs, *runs.absolute().parents) if each.exists())
-    disk, need = shutil.disk_usage(place), needed(config, roles)
+    disk, need = shutil.disk_usage(place(runs)), needed(config, roles)
     if disk.free < need.total and disk.total:  # what has no size at all is no disk
         raise UserError(
             f"the disk of {runs}/ has {shown(disk.free)} free, and this run needs about "
@@ -68,6 +68,11 @@ def check(config: Config, roles: Mapping[int, Any], runs: Path) -> None:
             f"{shown(need.training)}, the database {shown(need.database)}); free some, name "
             "another disk with --runs, or set a lower checkpoints.keep_last"
         )
+
+
+def place(runs: Path) -> Path:
+    """The folder that is there already in which `runs` is or will be."""
+    return next(each for each in (runs, *runs.absolute().parents) if each.exists())
 
 
 def shown(size: int) -> str:
@@ -83,8 +88,12 @@ def _trained(model: Model, trainer: Any) -> int:
     adapter = getattr(trainer, "lora_rank", None) is not None and not model.fresh_adapter
     if adapter:
         return 0
-    embedded = model.path == "embedded"
-    return EMBEDDED_WEIGHTS if embedded else count_weights(checkpoints.locate(model.path))
+    if model.path == "embedded":
+        return EMBEDDED_WEIGHTS
+    folder = checkpoints.locate(model.path, weights=False)
+    if Path(model.path).is_dir() or any(folder.glob(checkpoints.WEIGHTS)):
+        return count_weights(folder)
+    return shape.read(folder).parameters  # of the Hub, and not fetched yet
 
 
 def count_weights(folder: Path) -> int:

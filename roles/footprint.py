@@ -160,13 +160,14 @@ def training(
     kept, flowing = activations(shape, passed, narrow, low_rank=low_rank, again=again)
     seen = examples * sides * lengths.answer
     most = MAX_BYTES if device.kind == "cpu" else MAX_BYTES_ELSEWHERE
-    logits = min(most, seen * shape.vocabulary * narrow) + 3 * FULL * seen * shape.hidden
+    logits = min(most, seen * shape.vocabulary * narrow)
+    states = 3 * FULL * seen * shape.hidden
     if narrow < FULL and not low_rank:
         logits += narrow * shape.head
     of_head = 0 if low_rank else FULL * shape.head  # made with the loss, before the backward
     gradients, moments = FULL * trained, 2 * FULL * trained
     held = gradients if examples < options.batch_size else 0
-    passing = copies + kept + of_head + max(logits, flowing)
+    passing = copies + kept + of_head + states + max(logits, flowing)
     peak = weights + moments + max(held + passing, gradients)
     if scores:
         base = narrow if low_rank else FULL
@@ -241,7 +242,7 @@ def activations(
     layer += 2 * narrow * (passed.keys * shape.keys + passed.repeated * shape.query)
     layer += narrow * passed.masks
     ends = 3 * wide * passed.tokens * hidden  # embeddings, the last norm and its output
-    flowing = passed.tokens * (3 * narrow * shape.inner + 2 * wide * hidden)
+    flowing = passed.tokens * (4 * narrow * shape.inner + 4 * wide * hidden)
     if again:
         stream = narrow if low_rank else wide
         return shape.layers * passed.tokens * stream * hidden + ends, layer + flowing

@@ -135,9 +135,10 @@ def link_best(root: Path, path: Path) -> None:
     made.replace(link)
 
 
-def locate(path: str) -> Path:
+def locate(path: str, *, weights: bool = True) -> Path:
     """The folder of a model: a folder as it is, a Hub id as its local snapshot.
 
+    weights: whether those of a Hub id are fetched and looked at; a folder's are always.
     Raises UserError when it is neither, the Hub cannot be asked, or the folder lacks what a run
     begins from.
     """
@@ -148,7 +149,7 @@ def locate(path: str) -> Path:
     elif path.count("/") > 1 or path.startswith((".", "~", "/")):
         raise UserError(f"no model folder {path!r}")
     else:
-        found = _snapshot(path)
+        found = _snapshot(path, weights=weights)
     if (found / ADAPTER).is_file():
         raise UserError(
             f"{found} is an adapter, and a run begins from whole weights; merge it into its base "
@@ -156,7 +157,8 @@ def locate(path: str) -> Path:
             ".save_pretrained(folder), and put the tokenizer beside it"
         )
     if "model_type" in _table(found, "config.json"):  # else it is of another engine than ours
-        _check_weights(found)
+        if weights or Path(path).is_dir():
+            _check_weights(found)
         if not any(next(found.glob(each), None) for each in TOKENIZERS):
             raise UserError(
                 f"{found} has no tokenizer (a tokenizer.json, or what its kind has instead); "
@@ -256,12 +258,13 @@ def _parse(template: Path) -> None:
         ) from error
 
 
-def _snapshot(name: str) -> Path:
+def _snapshot(name: str, *, weights: bool) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+    left = NOT_DOWNLOADED if weights else [*NOT_DOWNLOADED, WEIGHTS]
     try:
-        return Path(snapshot_download(name, ignore_patterns=NOT_DOWNLOADED))
+        return Path(snapshot_download(name, ignore_patterns=left))
     except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
         raise UserError(
             f"no model {name!r}: there is no such folder, and the Hub did not give it "

@@ -29,7 +29,7 @@ __all__ = ["copied", "finished"]
 SETS = [part for each in SMALL for part in ("--set", each)]
 COMMANDS = (
     *("init", "plan", "start", "stop", "status", "rounds", "show", "why", "compare", "sample"),
-    *("export", "verify", "recipes", "judges", "review", "rejudge", "diff"),
+    *("export", "verify", "recipes", "judges", "review", "rejudge", "diff", "doctor"),
 )
 LOOP = Path(sys.executable).with_name("loop")
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config
+from transformers import LlamaConfig, LlamaForCausalLM
 
+import trained_peak
 from kernels.grouped_hidden import grouped_hidden
 from roles import footprint
 from roles.footprint import Device, Lengths, Passed
@@ -69,3 +75,66 @@ def test_a_layer_keeps_what_the_formula_says(narrow: int, low_rank: bool, sides:
     if narrow == 2:  # what products need of the weights in bfloat16, which is counted apart
         told += 2 * (layer.adapter(2) if low_rank else layer.multiplied)
     assert found == pytest.approx(told, rel=0.02)
+
+
+# What a training takes
+
+BATCHES: Mapping[str, tuple[int, dict[str, Any]]] = {
+    "one layer": (1, {"batch_size": 8}),
+    "few pairs": (6, {"batch_size": 2}),
+    "many pairs": (6, {"batch_size": 8}),
+    "in micro-batches": (6, {"batch_size": 8, "micro_batch_size": 2}),
+    "activations twice": (6, {"batch_size": 8, "gradient_checkpointing": True}),
+    "an adapter": (6, {"batch_size": 8, "lora_rank": 8}),
+}
+"""Layers of the model, and what its trainer is told."""
+
+
+@pytest.fixture(scope="module")
+def peaks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[float, float]]:
+    """Of each of BATCHES what its training took, and what is foretold, in bytes."""
+    if not Path("/proc/self/clear_refs").exists():
+        pytest.skip("the peak of a process is read from Linux's /proc")
+    folder = tmp_path_factory.mktemp("peaks")
+    cases = [{"layers": layers, "options": options} for layers, options in BATCHES.values()]
+    # What is freed goes back to the system at once: the peak is of what is held, and not of what
+    # glibc keeps between.
+    own = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    done = subprocess.run(
+        [sys.executable, trained_peak.__file__, str(folder), json.dumps(cases)],
+        capture_output=True,
+        text=True,
+        env=os.environ | own | {"MALLOC_MMAP_MAX_": "1000000", "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    return {
+        name: (each["bytes"], foretold(*BATCHES[name], each["prompt"]))
+        for name, each in zip(BATCHES, found, strict=True)
+    }
+
+
+def foretold(layers: int, options: dict[str, Any], prompt: int) -> int:
+    config = LlamaConfig(**trained_peak.SHAPE, num_hidden_layers=layers, tie_word_embeddings=True)
+    lengths = Lengths(prompt, trained_peak.ANSWER)
+    told = footprint.training(
+        shape.of(config), Preference(**options), CPU, lengths, sides=2, scores=True
+    )
+    return told.peak
+
+
+@pytest.mark.parametrize("name", BATCHES)
+def test_a_training_takes_what_is_foretold(
+    peaks: dict[str, tuple[float, float]], name: str
+) -> None:
+    found, told = peaks[name]
+    assert told / 1.3 < found < 1.15 * told
+
+
+@pytest.mark.parametrize("less", ["one layer", "few pairs", "activations twice"])
+def test_more_layers_more_pairs_and_keeping_activations_take_as_much_more_as_is_foretold(
+    peaks: dict[str, tuple[float, float]], less: str
+) -> None:
+    found, told = (more - few for more, few in zip(peaks["many pairs"], peaks[less], strict=True))
+    assert told > 100e6
+    assert found == pytest.approx(told, rel=0.15)

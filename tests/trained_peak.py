@@ -13,9 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import small_model
 from transformers import AutoTokenizer
 
+import small_model
 from roles.policy import devices
 from roles.policy.encoding import prompt_ids
 from roles.trainers.preference import Preference

@@ -49,17 +49,8 @@ CHAT_TEMPLATE = (
 def build(into: Path, seed: int) -> None:
     """Write the model to the folder `into`. The same seed writes the same bytes."""
     tokenizer = _tokenizer()
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=HIDDEN,
-        intermediate_size=INTERMEDIATE,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=HEADS,
-        num_key_value_heads=HEADS,
-        max_position_embeddings=POSITIONS,
-        tie_word_embeddings=True,
-        initializer_range=0.05,  # such a small model starts learning sooner than from 0.02
-        bos_token_id=None,
+    config = configuration(
+        len(tokenizer),
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
         dtype="float32",
@@ -73,6 +64,23 @@ def build(into: Path, seed: int) -> None:
     with quiet():
         model.save_pretrained(into)
         tokenizer.save_pretrained(into)
+
+
+def configuration(vocabulary: int = VOCABULARY, **more: Any) -> LlamaConfig:
+    """The model's, so that its size can be told without making it."""
+    return LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=HIDDEN,
+        intermediate_size=INTERMEDIATE,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        num_key_value_heads=HEADS,
+        max_position_embeddings=POSITIONS,
+        tie_word_embeddings=True,
+        initializer_range=0.05,  # such a small model starts learning sooner than from 0.02
+        bos_token_id=None,
+        **more,
+    )
 
 
 def _tokenizer() -> Any:

@@ -99,6 +99,10 @@ class ChatServer:
             raise KeyboardInterrupt from None
         return [[found[n, m] for m in range(len(its_seeds))] for n, its_seeds in enumerate(seeds)]
 
+    def models(self) -> list[str]:
+        """The names of the models that the server lists. Raises UserError where it does not say."""
+        return _run(self._listed())
+
     def room(self, prompt: Prompt) -> int:
         """A large number: what is too long is found out by asking, and is a failed reply."""
         return 2**31
@@ -142,6 +146,13 @@ class ChatServer:
         finally:
             await connection.close()
 
+    async def _listed(self) -> list[str]:
+        connection = Connection(self)
+        try:
+            return await _models(self, connection)
+        finally:
+            await connection.close()
+
     async def _identified(self) -> None:
         async with self._connected():
             pass
@@ -159,16 +170,21 @@ class ChatServer:
             return await Settling(self, connection, form, call, keep).settled(asked)
 
 
-async def _only_model(server: ChatServer, connection: Connection) -> str:
-    """The one model that the server lists."""
+async def _models(server: ChatServer, connection: Connection) -> list[str]:
+    """The names that the server lists, asked again as often as it may be."""
     for tried in range(server.retries + 1):
         names = await connection.models()
         if not isinstance(names, Setback):
-            break
-        if tried == server.retries:
-            raise UserError(f"{server.shown} does not say which models it has: {names.reason}")
-        await asyncio.sleep(backoff_s(tried) if names.wait_s is None else names.wait_s)
-    assert isinstance(names, list)
+            return names
+        if tried < server.retries:
+            await asyncio.sleep(backoff_s(tried) if names.wait_s is None else names.wait_s)
+    assert isinstance(names, Setback)
+    raise UserError(f"{server.shown} does not say which models it has: {names.reason}")
+
+
+async def _only_model(server: ChatServer, connection: Connection) -> str:
+    """The one model that the server lists."""
+    names = await _models(server, connection)
     if len(names) != 1:
         known = ", ".join(names) or "none"
         raise UserError(f"{server.shown} has {len(names)} models; set model to one of: {known}")

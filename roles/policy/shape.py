@@ -57,8 +57,7 @@ class Shape:
         over = [
             inputs + outputs
             for name, inputs, outputs in self.linear
-            if targets == ALL_LINEAR
-            or any(f".{name}".endswith(f".{target}") for target in targets)
+            if targets == ALL_LINEAR or any(f".{name}".endswith(f".{target}") for target in targets)
         ]
         return rank * sum(over)
 

@@ -1,0 +1,299 @@
+"""Whether a configuration can run on this machine: device, compiler, model, template, judges'
+servers, memory, disk and store, each looked at by the code that a run would use.
+
+No weights are read, and nothing is asked of a server but which models it has.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import sqlite3
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+from urllib.parse import urlsplit
+
+import psutil
+
+from loop import casting, lease, meant, peaks, report, run, space
+from loop import config as configuration
+from loop.doctor import Finding, State, Wish, vllm
+from loop.settings import Config, Model, Server
+from roles.policy import devices, shape
+from store import checkpoints
+from store.errors import UserError
+
+PATIENCE_S = 5.0
+"""For a server to say which models it has."""
+INSTALLS = {
+    "apt-get": "sudo apt-get install gcc",
+    "dnf": "sudo dnf install gcc",
+    "apk": "sudo apk add gcc musl-dev",
+    "xcode-select": "xcode-select --install",
+}
+"""What installs a C compiler, by the program that does."""
+HUB_ID = r"[\w-][\w.-]*(/[\w-][\w.-]*)?"
+
+
+def examine(wish: Wish) -> Iterator[Finding]:
+    """What is found, the machine first."""
+    config: Config | None = None
+    trouble: Finding | None = None
+    try:
+        if wish.run is not None:
+            wish = replace(wish, run=run.find_run(wish.run, wish.runs))
+            config = run.stored_config(cast(Path, wish.run))
+    except UserError as error:
+        trouble = Finding("store", "wrong", str(error), "loop start")
+    try:
+        if trouble is None:
+            config = _config(wish, config)
+    except UserError as error:
+        trouble = Finding("configuration", "wrong", str(error), _told(error) or _again(wish))
+    engines = [] if config is None else [each.engine.use for each in config.models.values()]
+    yield vllm("vllm" in engines)
+    yield from _device(config)
+    yield _compiler()
+    if config is None or trouble is not None:
+        yield cast(Finding, trouble)
+        return
+    models = [found for name, each in config.models.items() for found in _model(name, each)]
+    yield from models
+    for name, server in config.server.items():
+        yield _server(name, server, f'"server:{name}"' in config.model_dump_json())
+    roles: dict[int, Any] | None = None
+    try:
+        roles = casting.load_roles(config, weights=False)
+        yield Finding("parts", "ok", f"{len(roles)} roles made and checked")
+    except UserError as error:
+        # What is wrong with a model was said of it already.
+        if not any(each.said == str(error) for each in models):
+            yield Finding("parts", "wrong", str(error), _told(error) or _again(wish))
+    if roles is not None and all(each.state != "wrong" for each in models):
+        yield from _memory(config, roles, wish)
+        yield _disk(config, roles, wish)
+    yield _store(wish)
+
+
+def _config(wish: Wish, stored: Config | None) -> Config:
+    """As `loop start` makes it. stored: the run's own."""
+    if stored is not None and wish.file is None and wish.recipe is None:
+        return configuration.change(stored, wish.sets)
+    return configuration.read(wish.file, wish.recipe, wish.sets)
+
+
+def _again(wish: Wish) -> str:
+    """The same question, for when a setting was changed."""
+    words = ["loop", "doctor"]
+    for option, value in (("--config", wish.file), ("--recipe", wish.recipe)):
+        words += [] if value is None else [option, str(value)]
+    words += [word for each in wish.sets for word in ("--set", each)]
+    return shlex.join([*words, *([] if wish.run is None else [str(wish.run)])])
+
+
+def _told(error: UserError) -> str | None:
+    """The command that an error itself names."""
+    found = re.search(r"`([^`]+)`|right is: (pip install [^;]+)", str(error))
+    return None if found is None else found[1] or found[2]
+
+
+def _device(config: Config | None) -> Iterator[Finding]:
+    import torch
+
+    nvidia = any(Path(each).exists() for each in ("/dev/nvidiactl", "/proc/driver/nvidia/version"))
+    mend = None
+    if nvidia and torch.version.cuda is None:
+        mend = "pip install --force-reinstall --index-url https://pypi.org/simple torch=="
+        mend += torch.__version__.partition("+")[0]
+    elif nvidia:
+        mend = "nvidia-smi"
+    asked = set[str]()
+    for model in () if config is None else config.models.values():
+        asked |= {str(each.options.get("device", "auto")) for each in (model.engine, model.trainer)}
+    for name in sorted(asked & {"cuda", "mps"}):
+        try:
+            devices.find(name)  # type: ignore[arg-type]
+        except UserError as error:
+            other = "loop doctor --set engine.device=auto --set trainer.device=auto"
+            yield Finding("device", "wrong", str(error), mend or other)
+    found = devices.find("auto")
+    if found.type == "cuda":
+        has = torch.cuda.get_device_properties(found)
+        narrow = "bfloat16" if devices.prefers_bfloat16(found) else "no bfloat16"
+        size = space.shown(has.total_memory)
+        yield Finding("device", "ok", f"{has.name}, {size}, CUDA {torch.version.cuda}, {narrow}")
+    elif found.type == "cpu" and nvidia:
+        why = "is built without CUDA" if torch.version.cuda is None else "cannot use it"
+        said = f"there is an NVIDIA GPU, and torch {torch.__version__} {why}: the CPU computes"
+        yield Finding("device", "note", said, mend)
+    else:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        kind = "the GPU of a Mac" if found.type == "mps" else f"{cores} CPU cores, no GPU"
+        yield Finding("device", "ok", f"{kind}, torch {torch.__version__}")
+
+
+def _compiler() -> Finding:
+    """Of the C fold on a CPU, of Triton's on a GPU."""
+    from kernels import fold
+
+    device = devices.find("auto")
+    try:
+        chosen = fold.chosen(device)
+    except ValueError as error:
+        return Finding("compiler", "wrong", str(error), f"unset {fold.VARIABLE}")
+    if chosen.name != "torch" or device.type == "mps" or os.environ.get(fold.VARIABLE):
+        return Finding("compiler", "ok", chosen.reason)
+    if device.type == "cuda":
+        return Finding("compiler", "note", chosen.reason, "pip install triton")
+    if os.environ.get("CC"):
+        return Finding("compiler", "note", chosen.reason, "unset CC")
+    there = (command for program, command in INSTALLS.items() if shutil.which(program))
+    return Finding("compiler", "note", chosen.reason, next(there, INSTALLS["apt-get"]))
+
+
+def _model(name: str, model: Model) -> Iterator[Finding]:
+    what, setting = ("model", "model") if name == "policy" else (f"model {name}", f"models.{name}")
+    if model.path == "embedded":
+        yield Finding(what, "ok", "the embedded one, made when a run begins")
+        return
+    hub = not Path(model.path).is_dir() and re.fullmatch(HUB_ID, model.path) is not None
+    try:
+        folder = checkpoints.locate(model.path, weights=False)
+        size = shape.read(folder)
+    except UserError as error:
+        fetch = f"hf download {model.path if hub else 'HUB_ID'}"
+        into = "" if hub else f" --local-dir {shlex.quote(model.path)}"
+        yield Finding(what, "wrong", str(error), fetch + into)
+        return
+    told = f"{size.parameters:,} weights in {size.layers} layers"
+    stored = size.parameters * size.stored_bytes
+    if hub and not any(folder.glob(checkpoints.WEIGHTS)):
+        said = f"{told}, {space.shown(stored)} of which are fetched when a run begins"
+        yield Finding(what, "note", said, f"hf download {model.path}")
+    else:
+        yield Finding(what, "ok", f"{told}, {folder}")
+    what = what.replace("model", "template", 1)
+    try:
+        casting.check_template(model, folder)
+        yield Finding(what, "ok", model.template_path or "the model's own")
+    except UserError as error:
+        mend = f"loop doctor --set {setting}.path={shlex.quote(model.path)}"
+        yield Finding(what, "wrong", str(error), f"{mend} --set {setting}.template_path=FILE.jinja")
+
+
+def _server(name: str, server: Server, asked: bool) -> Finding:
+    """asked: whether a judge of the configuration asks it."""
+    from roles.policy.server import ChatServer
+
+    what, wrong, key = f"server {name}", _state(asked), server.key_env
+    if key is not None and not os.environ.get(key):
+        said = f"its key is to be in the environment variable {key}, which is not set"
+        return Finding(what, wrong, said, f"export {key}=KEY")
+    quick = {"timeout_s": min(server.timeout_s, PATIENCE_S), "retries": 0}
+    try:
+        there = ChatServer(**(server.model_dump() | quick)).models()
+    except UserError as error:
+        if " answered 404" in str(error) and server.model is not None:
+            return Finding(what, "note", f"it is there and lists no models: {error}")
+        return Finding(what, wrong, str(error), _told(error) or _serve(server))
+    if server.model in there or (server.model is None and len(there) == 1):
+        return Finding(what, "ok", f"{server.url} has {server.model or there[0]}")
+    asked_for = "one is to be named" if server.model is None else f"asked is {server.model}"
+    said = f"{server.url} has {', '.join(there) or 'no model'}, and {asked_for}"
+    mend = f"loop doctor --set server.{name}.model={there[0] if there else 'NAME'}"
+    return Finding(what, wrong, said, mend)
+
+
+def _state(stands_in_the_way: bool) -> State:
+    return "wrong" if stands_in_the_way else "note"
+
+
+def _serve(server: Server) -> str:
+    """What starts a server that is to be on this machine, or asks one elsewhere."""
+    parts = urlsplit(server.url)
+    if parts.hostname in ("127.0.0.1", "localhost", "::1"):
+        return f"vllm serve {server.model or 'MODEL'} --port {parts.port or 80}"
+    return f"curl -i {shlex.quote(server.url.rstrip('/') + '/models')}"
+
+
+def _memory(config: Config, roles: dict[int, Any], wish: Wish) -> Iterator[Finding]:
+    device = peaks.here(wish.gpu_gib)
+    found = peaks.peaks(config, roles, device)
+    known = [each for each in found["stages"] if each["peak"] is not None]
+    if not known:
+        yield Finding("memory", "note", "what these parts take is not known")
+        return
+    for each in known:
+        if each["fits"] is False:
+            sure = sum(each[part] for part in ("weights", "optimizer", "gradients"))
+            sets = "".join(f" --set {one}" for one in each["less"] or ())
+            mend = _again(wish) + (sets or " --set model.path=SMALLER")
+            state = _state(sure > (device.bytes or 0))
+            yield Finding("memory", state, peaks.unfit(found, each), mend)
+    most = max(known, key=lambda each: each["peak"])
+    size = "" if device.bytes is None else f" of {space.shown(device.bytes)}"
+    said = f"{space.shown(most['peak'])}{size} at most, in {most['stage']}"
+    if device.kind == "cpu" and most["fits"]:
+        free = int(psutil.virtual_memory().available)
+        if free < most["peak"]:
+            said += f", and other programs leave {space.shown(free)}"
+            yield Finding("memory", "note", said, "top -o %MEM")
+            return
+    if all(each["fits"] is not False for each in known):
+        yield Finding("memory", "ok", said)
+
+
+def _disk(config: Config, roles: dict[int, Any], wish: Wish) -> Finding:
+    need = space.needed(config, roles).total
+    if wish.run is not None:
+        files = (each for each in wish.run.rglob("*") if each.is_file() and not each.is_symlink())
+        need = max(0, need - sum(each.stat().st_size for each in files))
+    runs = wish.runs if wish.run is None else wish.run
+    place = space.place(runs)
+    disk = shutil.disk_usage(place)
+    said = f"{space.shown(disk.free)} free at {place.resolve()}, {space.shown(need)} needed at most"
+    if disk.free < need and disk.total:
+        return Finding("disk", "wrong", said, f"{_again(wish)} --runs /OTHER/DISK")
+    return Finding("disk", "ok", said)
+
+
+def _store(wish: Wish) -> Finding:
+    if wish.run is None:
+        return _writable(wish.runs)
+    root = wish.run
+    try:
+        with meant.opened(root) as store:
+            found = report.the_run(store)
+            alive = found.driver is not None and lease.is_alive(found)
+    except UserError as error:
+        return Finding("store", "wrong", str(error), "loop start")
+    if alive:
+        said = f"{root} is driven by another process, and two cannot"
+        return Finding("store", "wrong", said, f"loop stop {shlex.quote(str(root))}")
+    return Finding("store", "ok", f"{root / run.DATABASE}, {found.status}")
+
+
+def _writable(runs: Path) -> Finding:
+    """Whether a store can be made there, by making one: not every disk can hold it."""
+    place = space.place(runs)
+    other = f"loop doctor --runs {shlex.quote(str(Path.home() / 'runs'))}"
+    try:
+        with (
+            tempfile.TemporaryDirectory(prefix=".doctor-", dir=place) as folder,
+            closing(sqlite3.connect(Path(folder) / run.DATABASE)) as tried,
+        ):
+            (mode,) = tried.execute("PRAGMA journal_mode = WAL").fetchone()
+            tried.execute("CREATE TABLE tried (number INTEGER)")
+            tried.commit()
+    except (OSError, sqlite3.Error) as error:
+        return Finding("store", "wrong", f"none can be made in {place.resolve()}: {error}", other)
+    if mode != "wal":
+        said = f"SQLite cannot keep a write-ahead log in {place.resolve()}, a network disk maybe"
+        return Finding("store", "wrong", said, other)
+    return Finding("store", "ok", f"SQLite {sqlite3.sqlite_version} in {place.resolve()}")
