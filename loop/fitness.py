@@ -25,6 +25,7 @@ from loop import casting, lease, meant, peaks, report, run, space
 from loop import config as configuration
 from loop.doctor import Finding, State, Wish, vllm
 from loop.settings import Config, Model, Server
+from roles import plugins
 from roles.policy import devices, shape
 from store import checkpoints
 from store.errors import UserError
@@ -99,7 +100,7 @@ def _again(wish: Wish) -> str:
 
 def _told(error: UserError) -> str | None:
     """The command that an error itself names."""
-    found = re.search(r"`([^`]+)`|right is: (pip install [^;]+)", str(error))
+    found = re.search(r"`((?:pip|git) [^`]+)`|right is: (pip install [^;]+)", str(error))
     return None if found is None else found[1] or found[2]
 
 
@@ -163,19 +164,22 @@ def _model(name: str, model: Model) -> Iterator[Finding]:
         yield Finding(what, "ok", "the embedded one, made when a run begins")
         return
     hub = not Path(model.path).is_dir() and re.fullmatch(HUB_ID, model.path) is not None
+    fetch = f"hf download {model.path if hub else 'HUB_ID'}"
+    fetch += "" if hub else f" --local-dir {shlex.quote(model.path)}"
+    ours = _writes_by_template(model)
     try:
         folder = checkpoints.locate(model.path, weights=False)
-        size = shape.read(folder)
+        size = shape.read(folder) if ours else None
     except UserError as error:
-        fetch = f"hf download {model.path if hub else 'HUB_ID'}"
-        into = "" if hub else f" --local-dir {shlex.quote(model.path)}"
-        yield Finding(what, "wrong", str(error), fetch + into)
+        yield Finding(what, "wrong", str(error), fetch)
+        return
+    if size is None:
+        yield Finding(what, "ok", f"{folder}, which the engine {model.engine.use} reads")
         return
     told = f"{size.parameters:,} weights in {size.layers} layers"
-    stored = size.parameters * size.stored_bytes
     if hub and not any(folder.glob(checkpoints.WEIGHTS)):
-        said = f"{told}, {space.shown(stored)} of which are fetched when a run begins"
-        yield Finding(what, "note", said, f"hf download {model.path}")
+        stored = space.shown(size.parameters * size.stored_bytes)
+        yield Finding(what, "note", f"{told}, {stored} to fetch when a run begins", fetch)
     else:
         yield Finding(what, "ok", f"{told}, {folder}")
     what = what.replace("model", "template", 1)
@@ -185,6 +189,15 @@ def _model(name: str, model: Model) -> Iterator[Finding]:
     except UserError as error:
         mend = f"loop doctor --set {setting}.path={shlex.quote(model.path)}"
         yield Finding(what, "wrong", str(error), f"{mend} --set {setting}.template_path=FILE.jinja")
+
+
+def _writes_by_template(model: Model) -> bool:
+    """Whether the engine is one that prompts a model of transformers by its chat template."""
+    try:
+        engine = plugins.load("engine", model.engine.use, model.engine.options)
+    except UserError:  # which is said of the parts
+        return True
+    return bool(getattr(engine, "writes_by_template", False))
 
 
 def _server(name: str, server: Server, asked: bool) -> Finding:

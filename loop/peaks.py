@@ -7,7 +7,6 @@ the policy that wrote.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -18,7 +17,7 @@ from typing import Any
 import psutil
 from rich.console import Console
 
-from loop import space
+from loop import fitting, space
 from loop.report import Table
 from loop.screen import columns, line, put
 from loop.settings import Config, Model, Role
@@ -35,18 +34,10 @@ PROMPT = 512
 """Tokens of a prompt where nobody says how many, or a quarter of the context."""
 JUDGING = 512
 """Tokens of what a judge's question holds beside the prompt and an answer."""
-SPARE = 0.9
-"""Share of a device's memory that tensors may take: the process and what its allocator cannot join
-up have the rest."""
+READ_BY_REWARD_MODEL = 16384
+"""Tokens that one reads at once (judges/reward_model.py, batch_tokens)."""
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 PARTS = ("weights", "cache", "optimizer", "gradients", "activations")
-LESS = (
-    ("micro_batch_size", 1),
-    ("gradient_checkpointing", True),
-    ("lora_rank", 16),
-    ("dtype", "bfloat16"),
-)
-"""What makes a training smaller, the least harm first; each is added to those before it."""
 
 
 def here(gpu_gib: float | None = None) -> Device:
@@ -114,7 +105,7 @@ class _Planned:
     roles: Mapping[int, Any]
     device: Device
     prompt: int | None
-    shapes: dict[str, Shape]
+    shapes: dict[str, Shape | None]
     questions: bool = False
     """Whether a local model is asked a judge's question."""
 
@@ -163,9 +154,10 @@ class _Planned:
         """question: tokens of what is asked, where that is more than a prompt."""
         model, engine = self._engine(name)
         batch_size = getattr(engine, "batch_size", None)
-        if sampling is None or not isinstance(answers, int) or not isinstance(batch_size, int):
+        size = self._shape(name) if path is None else _read(path)
+        known = isinstance(answers, int) and isinstance(batch_size, int)
+        if size is None or sampling is None or not known:
             return _row(stage, path or name, None)
-        size = self._shape(name) if path is None else self._other(path)
         lengths = self._lengths(size, sampling.max_tokens, question)
         device = self._on(engine)
 
@@ -184,12 +176,14 @@ class _Planned:
 
         table = self._told(stage, path or name, found(engine), device)
         if table["fits"] is False:
-            table["less"] = _smaller_sampling(engine, found, device)
+            table["less"] = fitting.smaller_sampling(engine, found, device)
         return table
 
     def _judged(self, role: Role, model: str, writer: str, answers: int) -> Iterator[Table]:
         """Of the models that the judge asks, where they are local, and of those that it brings."""
-        judge = self.roles[id(role)]
+        judge, wrote = self.roles[id(role)], self._shape(writer)
+        if wrote is None:
+            return
         asked = (role.model, *getattr(judge, "models", ()))
         for each in dict.fromkeys(name for name in asked if name is not None):
             kind, _, of = each.partition(":")
@@ -201,7 +195,7 @@ class _Planned:
                 yield self._scored(name, path)
                 continue
             self.questions = True
-            shown = self._lengths(self._shape(writer), self._longest(writer), None)
+            shown = self._lengths(wrote, self._longest(writer), None)
             yield self._sampled(
                 "judge",
                 next(iter(self.config.models)) if path else name,
@@ -212,28 +206,30 @@ class _Planned:
                 prompts=self.config.batch_prompts * answers,
             )
         for own in _own(judge):
-            size = shape.read(own.folder)
+            if (size := _read(own.folder)) is None:
+                continue
             device = self._on(own)
-            beside = self._weight_bytes(*self._engine(writer), self._shape(writer))
-            scored = footprint.scoring(
-                size, 4 if device.kind == "cpu" else size.stored_bytes, device, tokens=16384
-            )
-            policy = beside * self._shape(writer).parameters
+            weight = 4 if device.kind == "cpu" else size.stored_bytes
+            scored = footprint.scoring(size, weight, device, tokens=READ_BY_REWARD_MODEL)
+            beside = self._weight_bytes(*self._engine(writer), wrote)
+            policy = beside * wrote.parameters
             both = replace(scored, weights=scored.weights + policy, peak=scored.peak + policy)
             yield self._told("judge", str(own.folder), both, device)
 
     def _scored(self, name: str, path: str | None) -> Table:
         model, engine = self._engine(next(iter(self.config.models)) if path else name)
-        size = self._shape(name) if path is None else self._other(path)
+        size = self._shape(name) if path is None else _read(path)
+        if size is None:
+            return _row("judge", path or name, None)
         device = self._on(engine)
         weight = self._weight_bytes(model, engine, size, frozen=path is not None)
         return self._told("judge", path or name, footprint.scoring(size, weight, device), device)
 
     def _trained(self, number: int, name: str) -> Table:
         trainer = self.roles[id(self.config.trainer(number, name))]
-        if not isinstance(trainer, Options):
-            return _row("train", name, None)
         size, device = self._shape(name), self._on(trainer)
+        if size is None or not isinstance(trainer, Options):
+            return _row("train", name, None)
         lengths = self._lengths(size, self._longest(name), None)
         sides = 2 if trainer.learns_from == "pair" else 1
         held = trainer.learns_from != "demonstration" or getattr(trainer, "kl_weight", 0) > 0
@@ -250,13 +246,13 @@ class _Planned:
 
         table = self._told("train", name, found(trainer), device)
         if table["fits"] is False:
-            table["less"] = _smaller_training(trainer, found, device)
+            table["less"] = fitting.smaller_training(trainer, found, device)
         return table
 
     def _told(self, stage: str, model: str, found: Footprint, device: Device) -> Table:
         table = _row(stage, model, found)
         if device.bytes is not None:
-            table["fits"] = found.peak <= SPARE * device.bytes
+            table["fits"] = fitting.fits(found, device)
         return table
 
     # What it needs
@@ -277,15 +273,11 @@ class _Planned:
     def _cpu(self) -> Device:
         return Device("cpu", ram())
 
-    def _shape(self, name: str) -> Shape:
+    def _shape(self, name: str) -> Shape | None:
+        """None where no model of transformers can be made of it: it is of another engine."""
         if name not in self.shapes:
-            self.shapes[name] = self._other(self.config.models[name].path)
+            self.shapes[name] = _read(self.config.models[name].path)
         return self.shapes[name]
-
-    def _other(self, path: str) -> Shape:
-        if path == "embedded":
-            return shape.of(embedded.configuration())
-        return shape.read(checkpoints.locate(path, weights=False))
 
     def _adapter(self, model: Model, size: Shape) -> int:
         trainer = self.roles[id(model.trainer)]
@@ -335,6 +327,15 @@ class _Planned:
         return Lengths(asked, min(answer, size.context - asked))
 
 
+def _read(path: str | Path) -> Shape | None:
+    if path == "embedded":
+        return shape.of(embedded.configuration())
+    try:
+        return shape.read(checkpoints.locate(str(path), weights=False))
+    except UserError:
+        return None
+
+
 def _sampling(generator: Any) -> Sampling | None:
     """The longest that a generator asks for, as far as it says."""
     parts = [_sampling(part) for part in getattr(generator, "parts", ())]
@@ -349,44 +350,6 @@ def _own(judge: Any) -> Iterator[Any]:
         yield judge.own
     for each in getattr(judge, "members", ()):
         yield from _own(getattr(each, "judge", None))
-
-
-def _smaller_sampling(engine: Any, found: Any, device: Device) -> list[str] | None:
-    """Settings with which it fits; None where there are none."""
-    smaller, sets = copy.copy(engine), []
-    for option, value in (("dtype", "bfloat16"), ("cache_gib", 1.0)):
-        setattr(smaller, option, value)
-        sets.append(f"engine.{option}={value}")
-        if found(smaller).peak <= SPARE * (device.bytes or 0):
-            return sets
-    return None
-
-
-def _smaller_training(trainer: Options, found: Any, device: Device) -> list[str] | None:
-    """Settings with which the training fits; None where none of LESS will do."""
-    has = {
-        "micro_batch_size": trainer.rows_at_once == 1,
-        "gradient_checkpointing": trainer.gradient_checkpointing,
-        "lora_rank": trainer.lora_rank is not None,
-        "dtype": trainer.dtype == "bfloat16",
-    }
-    changes: Table = {}
-    for option, value in LESS:
-        if has[option]:
-            continue
-        changes[option] = value
-        try:
-            smaller = dataclasses.replace(trainer, **changes)
-        except UserError:
-            del changes[option]
-            continue
-        if found(smaller).peak <= SPARE * (device.bytes or 0):
-            return [f"trainer.{key}={_toml(value)}" for key, value in changes.items()]
-    return None
-
-
-def _toml(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _row(stage: str, model: str, found: Footprint | None) -> Table:

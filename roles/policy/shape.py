@@ -71,7 +71,7 @@ def read(path: str | Path) -> Shape:
 
     try:
         with quiet():
-            config = AutoConfig.from_pretrained(path)
+            config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         said = " ".join(str(error).split())[:300]
         raise UserError(f"the configuration of {str(path)!r} cannot be had: {said}") from error
