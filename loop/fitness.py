@@ -17,7 +17,7 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
-from urllib.parse import urlsplit
+from urllib.parse import urlsplit, urlunsplit
 
 import psutil
 
@@ -64,10 +64,12 @@ def examine(wish: Wish) -> Iterator[Finding]:
     if config is None or trouble is not None:
         yield cast(Finding, trouble)
         return
-    models = [found for name, each in config.models.items() for found in _model(name, each)]
+    again = _again(wish)
+    models = [found for name, each in config.models.items() for found in _model(name, each, again)]
     yield from models
     for name, server in config.server.items():
-        yield _server(name, server, f'"server:{name}"' in config.model_dump_json())
+        asked = f'"server:{name}"' in config.model_dump_json()
+        yield _server(name, server, _state(asked), again)
     roles: dict[int, Any] | None = None
     try:
         roles = casting.load_roles(config, weights=False)
@@ -158,7 +160,7 @@ def _compiler() -> Finding:
     return Finding("compiler", "note", chosen.reason, next(there, INSTALLS["apt-get"]))
 
 
-def _model(name: str, model: Model) -> Iterator[Finding]:
+def _model(name: str, model: Model, again: str) -> Iterator[Finding]:
     what, setting = ("model", "model") if name == "policy" else (f"model {name}", f"models.{name}")
     if model.path == "embedded":
         yield Finding(what, "ok", "the embedded one, made when a run begins")
@@ -187,8 +189,8 @@ def _model(name: str, model: Model) -> Iterator[Finding]:
         casting.check_template(model, folder)
         yield Finding(what, "ok", model.template_path or "the model's own")
     except UserError as error:
-        mend = f"loop doctor --set {setting}.path={shlex.quote(model.path)}"
-        yield Finding(what, "wrong", str(error), f"{mend} --set {setting}.template_path=FILE.jinja")
+        mend = f"{again} --set {setting}.template_path=FILE.jinja"
+        yield Finding(what, "wrong", str(error), mend)
 
 
 def _writes_by_template(model: Model) -> bool:
@@ -200,27 +202,28 @@ def _writes_by_template(model: Model) -> bool:
     return bool(getattr(engine, "writes_by_template", False))
 
 
-def _server(name: str, server: Server, asked: bool) -> Finding:
-    """asked: whether a judge of the configuration asks it."""
+def _server(name: str, server: Server, otherwise: State, again: str) -> Finding:
+    """otherwise: what it is if it is not ready, which matters where a judge asks it."""
     from roles.policy.server import ChatServer
 
-    what, wrong, key = f"server {name}", _state(asked), server.key_env
+    what, key = f"server {name}", server.key_env
     if key is not None and not os.environ.get(key):
         said = f"its key is to be in the environment variable {key}, which is not set"
-        return Finding(what, wrong, said, f"export {key}=KEY")
+        return Finding(what, otherwise, said, f"export {key}=KEY")
     quick = {"timeout_s": min(server.timeout_s, PATIENCE_S), "retries": 0}
     try:
-        there = ChatServer(**(server.model_dump() | quick)).models()
+        asked = ChatServer(**(server.model_dump() | quick))
+        there = asked.models()
     except UserError as error:
         if " answered 404" in str(error) and server.model is not None:
             return Finding(what, "note", f"it is there and lists no models: {error}")
-        return Finding(what, wrong, str(error), _told(error) or _serve(server))
+        return Finding(what, otherwise, str(error), _told(error) or _serve(server))
     if server.model in there or (server.model is None and len(there) == 1):
-        return Finding(what, "ok", f"{server.url} has {server.model or there[0]}")
-    asked_for = "one is to be named" if server.model is None else f"asked is {server.model}"
-    said = f"{server.url} has {', '.join(there) or 'no model'}, and {asked_for}"
-    mend = f"loop doctor --set server.{name}.model={there[0] if there else 'NAME'}"
-    return Finding(what, wrong, said, mend)
+        return Finding(what, "ok", f"{asked.shown} has {server.model or there[0]}")
+    wanted = "one is to be named" if server.model is None else f"asked is {server.model}"
+    said = f"{asked.shown} has {', '.join(there) or 'no model'}, and {wanted}"
+    mend = f"{again} --set server.{name}.model={shlex.quote(there[0]) if there else 'NAME'}"
+    return Finding(what, otherwise, said, mend)
 
 
 def _state(stands_in_the_way: bool) -> State:
@@ -232,7 +235,8 @@ def _serve(server: Server) -> str:
     parts = urlsplit(server.url)
     if parts.hostname in ("127.0.0.1", "localhost", "::1"):
         return f"vllm serve {server.model or 'MODEL'} --port {parts.port or 80}"
-    return f"curl -i {shlex.quote(server.url.rstrip('/') + '/models')}"
+    shown = urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+    return f"curl -i {shlex.quote(shown.rstrip('/') + '/models')}"
 
 
 def _memory(config: Config, roles: dict[int, Any], wish: Wish) -> Iterator[Finding]:

@@ -146,7 +146,7 @@ def test_a_judge_server_that_has_another_model(here: Path, monkeypatch: Any) -> 
         monkeypatch.setenv("KEY_OF_THERE", "sk-right")
         wrong = found("--config", file, code=2)["server there"]
         assert wrong["said"] == f"{server.url} has judge, and asked is other"
-        assert wrong["type"] == "loop doctor --set server.there.model=judge"
+        assert wrong["type"] == f"loop doctor --config {file} --set server.there.model=judge"
         right = ("--set", "server.there.model=judge")
         assert found("--config", file, *right, code=0)["server there"]["state"] == "ok"
         monkeypatch.setenv("KEY_OF_THERE", "sk-wrong")
