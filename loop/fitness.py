@@ -65,7 +65,7 @@ def examine(wish: Wish) -> Iterator[Finding]:
         yield cast(Finding, trouble)
         return
     again = _again(wish)
-    models = [found for name, each in config.models.items() for found in _model(name, each, again)]
+    models = list(_models(config, again))
     yield from models
     for name, server in config.server.items():
         asked = f'"server:{name}"' in config.model_dump_json()
@@ -160,8 +160,23 @@ def _compiler() -> Finding:
     return Finding("compiler", "note", chosen.reason, next(there, INSTALLS["apt-get"]))
 
 
-def _model(name: str, model: Model, again: str) -> Iterator[Finding]:
-    what, setting = ("model", "model") if name == "policy" else (f"model {name}", f"models.{name}")
+def _models(config: Config, again: str) -> Iterator[Finding]:
+    """Those that the run improves, then those that judges and proposers ask as they are."""
+    for name, model in config.models.items():
+        own = name == "policy"
+        setting = "model" if own else f"models.{name}"
+        mend = f"{again} --set {setting}.template_path=FILE.jinja"
+        yield from _model("model" if own else f"model {name}", model, mend)
+    first = next(iter(config.models.values()))
+    asked = {(role.model or "").partition(":")[::2] for _, role in config.roles()}
+    for path in sorted(of for kind, of in asked if kind == "checkpoint" and of not in ("", "base")):
+        frozen = first.model_copy(update={"path": path, "template_path": None})
+        mend = f"cp FILE.jinja {shlex.quote(path + '/chat_template.jinja')}"
+        yield from _model(f"model {path}", frozen, mend)
+
+
+def _model(what: str, model: Model, mend: str) -> Iterator[Finding]:
+    """mend: what gives it a chat template."""
     if model.path == "embedded":
         yield Finding(what, "ok", "the embedded one, made when a run begins")
         return
@@ -189,7 +204,6 @@ def _model(name: str, model: Model, again: str) -> Iterator[Finding]:
         casting.check_template(model, folder)
         yield Finding(what, "ok", model.template_path or "the model's own")
     except UserError as error:
-        mend = f"{again} --set {setting}.template_path=FILE.jinja"
         yield Finding(what, "wrong", str(error), mend)
 
 

@@ -81,7 +81,7 @@ def peaks(
     does has None in place of numbers. fits: whether `peak` is within what the device has to spare.
     less: settings with which a stage that does not fit would.
     """
-    planned = _Planned(config, roles, device, prompt, dict(shapes or {}))
+    planned = _Planned(config, roles, device, prompt, {**(shapes or {})})
     largest: dict[tuple[str, str], Table] = {}
     for each in planned.stages():
         key = each["stage"], each["model"]
@@ -155,10 +155,11 @@ class _Planned:
         model, engine = self._engine(name)
         batch_size = getattr(engine, "batch_size", None)
         size = self._shape(name) if path is None else _read(path)
-        known = isinstance(answers, int) and isinstance(batch_size, int)
-        if size is None or sampling is None or not known:
+        if size is None or sampling is None:
             return _row(stage, path or name, None)
-        lengths = self._lengths(size, sampling.max_tokens, question)
+        if not isinstance(answers, int) or not isinstance(batch_size, int):
+            return _row(stage, path or name, None)
+        count, lengths = answers, self._lengths(size, sampling.max_tokens, question)
         device = self._on(engine)
 
         def found(engine: Any) -> Footprint:
@@ -168,9 +169,9 @@ class _Planned:
                 device,
                 lengths,
                 prompts=prompts or self.config.batch_prompts,
-                answers=answers,
+                answers=count,
                 batch_size=engine.batch_size,
-                cache_gib=engine.cache_gib,
+                cache_gib=getattr(engine, "cache_gib", None),
                 adapter=0 if path else self._adapter(model, size),
             )
 

@@ -78,6 +78,16 @@ def test_a_chat_template_that_is_missing_and_one_that_is_given(here: Path, model
     assert found(*of(model), *given, code=0)["template"]["state"] == "ok"
 
 
+def test_a_judge_whose_own_model_has_no_template(here: Path, model: Path) -> None:
+    judge = without_template(small_model.build(here / "judge"))
+    sets = ("judge.use=rubric", f"judge.model=checkpoint:{judge}", "filter.use=best_worst")
+    seen = found(*of(model), *(part for each in sets for part in ("--set", each)), code=2)
+    assert seen["template"]["state"] == "ok"
+    wrong = seen[f"template {judge}"]
+    assert "has no chat template" in wrong["said"]
+    assert wrong["type"] == f"cp FILE.jinja {judge}/chat_template.jinja"
+
+
 def test_a_model_folder_without_weights(model: Path) -> None:
     (model / "model.safetensors").unlink()
     seen = found(*of(model), code=2)
