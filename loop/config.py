@@ -189,11 +189,11 @@ def merge(lower: Tables, upper: Tables) -> Tables:
 
 MODEL_KEYS = ("engine", "trainer", "mix")
 """Tables of the top level that a model falls back to."""
-BESIDE = ("server", "cache", "alarms", "budget", "checkpoints")
+BESIDE = ("stage", "server", "cache", "alarms", "budget", "checkpoints")
 """Tables that are the same in both forms."""
 USER_KEYS = {
-    *("rounds", "seed", "batch_prompts", "prompts", "model", "warmup", "track", "models"),
-    *("evaluate", "gate", *BESIDE, *ROLES, *MODEL_KEYS),
+    *("rounds", "seed", "batch_prompts", "prompts", "isolation", "model", "warmup", "track"),
+    *("models", "evaluate", "gate", *BESIDE, *ROLES, *MODEL_KEYS),
 }
 
 
@@ -218,7 +218,7 @@ def expand(tables: Tables) -> Tables:
     }
     for name, model in named.items():
         models[name] = merge(top_model | ({} if "path" in model else same), model)
-    rest = ("rounds", "seed", "batch_prompts", "gate", *BESIDE)
+    rest = ("rounds", "seed", "batch_prompts", "isolation", "gate", *BESIDE)
     return {key: tables[key] for key in rest if key in tables} | {
         "track": tracks,
         "models": models,
@@ -293,12 +293,12 @@ def _apart(lower: Tables, upper: Tables) -> Tables:
 
 
 def _must_be_tables(tables: Tables) -> None:
-    for key in USER_KEYS - {"rounds", "seed", "batch_prompts", "prompts"}:
+    for key in USER_KEYS - {"rounds", "seed", "batch_prompts", "prompts", "isolation"}:
         if key in SPELLED and isinstance(tables.get(key), str):
             tables[key] = {"use": tables[key]}
         if not isinstance(tables.get(key, {}), dict):
             raise UserError(f"{key} is a table, found {tables[key]!r}")
-    for key in ("track", "models", "server", "warmup.track"):
+    for key in ("track", "models", "server", "stage", "warmup.track"):
         found: Any = tables
         for part in key.split("."):
             found = found.get(part, {})

@@ -10,16 +10,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
-from loop.memory import RunMemory
+from loop.apart import Apart, isolates
+from loop.config import differences
+from loop.hands import Hands, Inline
 from loop.progress import Progress
+from loop.seat import Seat
 from loop.settings import Config, Role
-from roles.protocols import Engine, Policy
-from store import checkpoints
+from loop.tasks import Task
+from roles.protocols import Policy
 from store.database import Store
 from store.records import (
     Call,
     Checkpoint,
-    Completion,
     Earlier,
     Group,
     Judgement,
@@ -30,7 +32,6 @@ from store.records import (
     Split,
 )
 
-CACHE = "judged.db"
 STAGES = ("propose", "generate", "judge", "filter", "train", "evaluate", "gate")
 
 
@@ -45,10 +46,6 @@ class Context:
     progress: Progress
     stopping: Callable[[], bool]
     seconds: dict[str, float] = field(default_factory=dict)
-    _open: tuple[Path, Policy] | None = None
-    _frozen: dict[str, Checkpoint] = field(default_factory=dict)
-    _servers: dict[str, Any] = field(default_factory=dict)
-    _memory: RunMemory | None = None
 
     @property
     def root(self) -> Path:
@@ -61,56 +58,41 @@ class Context:
     def role(self, role: Role) -> Any:
         return self.roles[id(role)]
 
+    @cached_property
+    def seat(self) -> Seat:
+        """This process's own."""
+        return Seat(self.config, self.role, self.root, self.progress.say)
+
+    @cached_property
+    def _hands(self) -> Hands:
+        if not isolates(self.config, self.role):
+            return Inline(self.seat)
+        return Apart(self.config, self.role, self.root, self.progress.say, self.keep_config)
+
+    def keep_config(self, config: Config) -> None:
+        """Other operational settings, which a run that goes on has from the start."""
+        changes = differences(self.config, config)
+        self.store.change_config(config.model_dump(mode="json"), changes)
+
     def policy(self, checkpoint: Checkpoint) -> Policy:
-        """The checkpoint as a policy; the one that was open before is closed."""
-        if self._open is None or self._open[0] != checkpoint.path:
-            self.close_policy()
-            engine = cast(Engine, self.role(self.config.models[checkpoint.model].engine))
-            policy = engine.open(checkpoint)
-            if not isinstance(policy, Policy):
-                raise RuntimeError(f"engine {type(engine).__name__} opened {policy!r}, no policy")
-            self._open = (checkpoint.path, policy)
-        return self._open[1]
+        """The checkpoint as a policy, for a role that stays with this process."""
+        return self._hands.policy(checkpoint)
+
+    def perform(self, task: Task) -> Any:
+        """What comes of the task, wherever it is done."""
+        return self._hands.perform(task)
 
     def writes(self, model: str) -> bool:
         """Whether a model answers prompts. A reward model judges answers and has none."""
         return getattr(self.role(self.config.models[model].trainer), "makes", "policy") == "policy"
 
-    def frozen(self, path: str) -> Checkpoint:
-        """A judge's model that the run does not improve; the first model's engine opens it."""
-        if path not in self._frozen:
-            model = next(iter(self.config.models))
-            self._frozen[path] = checkpoints.measure(checkpoints.locate(path), model)
-        return self._frozen[path]
-
-    def server(self, name: str) -> Any:
-        """A server of the configuration. It holds no memory of ours, so it stays open."""
-        if name not in self._servers:
-            from roles.policy.server import ChatServer
-
-            self._servers[name] = ChatServer(**self.config.server[name].model_dump())
-        return self._servers[name]
-
-    @property
-    def memory(self) -> RunMemory:
-        """What judges' models said before."""
-        if self._memory is None:
-            path = self.config.cache.path
-            place = Path(path) if path else self.root.parent / CACHE
-            self._memory = RunMemory(place, self.progress)
-        return self._memory
-
     def close(self) -> None:
-        self.close_policy()
-        for server in self._servers.values():
-            server.close()
-        if self._memory is not None:
-            self._memory.close()
+        self._hands.close()
+        self.seat.close()
 
     def close_policy(self) -> None:
-        if self._open is not None:
-            self._open[1].close()
-            self._open = None
+        """Give back what memory policies hold."""
+        self._hands.rest()
 
     def call(self, round: Round, track: str, stage: str) -> Call:
         """Where a role is called. Only a trainer reports its steps: the rest goes by batches."""
@@ -141,6 +123,7 @@ class Context:
         """A stage's work: announced, timed, and where the round stands is stored."""
         if STAGES.index(stage) > STAGES.index(round.stage):
             self.store.set_stage(cast(int, round.id), stage)
+        self._hands.begin(stage)
         self.progress.begin(round.number, stage, total)
         try:
             with self.timed(stage):
@@ -158,22 +141,6 @@ class Context:
     def overpaid(self) -> bool:
         """Whether judges have cost what they may."""
         return 0 < self.config.budget.cost <= self.store.judge_cost()
-
-
-@dataclass
-class Counted:
-    """A policy, and how many tokens it has sampled since."""
-
-    policy: Policy
-    tokens: int = 0
-
-    def sample(self, *prompts: Any, **settings: Any) -> list[list[Completion]]:
-        answers = self.policy.sample(*prompts, **settings)
-        self.tokens += sum(len(one.token_ids) for group in answers for one in group)
-        return answers
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.policy, name)
 
 
 @dataclass(frozen=True)

@@ -6,23 +6,24 @@ way. Rows of a suite and of anchors have a track of their own, MODEL:NAME.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import cast
 
 from loop.command import run_command
 from loop.context import Context, Rows, StoredHistory
 from loop.health import anchored, rung
 from loop.measure import gap, judging, measure
 from loop.settings import Role
+from loop.tasks import Sampled
 from loop.work import checked, judge_asked, sample
-from roles.protocols import Generator, Policy, Proposer
+from roles.protocols import Proposer
 from store import checkpoints
 from store.errors import UserError
 from store.records import (
     Answer,
+    Call,
     Checkpoint,
-    Completion,
     Evaluation,
     Prompt,
     Purpose,
@@ -32,7 +33,6 @@ from store.records import (
 )
 
 HELD_OUT: tuple[Split, ...] = ("gate", "test")
-Answering = Callable[[Sequence[Prompt], Policy], list[Any]]
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,8 @@ class Questions:
 
     rows: Rows
     prompts: Sequence[Prompt]
-    answer: Answering
+    generator: Role | Sampled
+    call: Call
     judges: tuple[Role, ...]
 
 
@@ -127,12 +128,13 @@ def questions(context: Context, round: Round, checkpoint: Checkpoint) -> Iterato
         sampling = own.sampling(greedy=purpose == "greedy")
         rows = Rows(round, model, cast(Purpose, purpose))
         judges = (fixed, *also) if purpose == "sampled" else (fixed,)
-        yield Questions(rows, held, _sampled(context, rows, sampling, samples), judges)
+        yield Questions(rows, held, Sampled(sampling, samples), _call(context, rows), judges)
     for name, suite in own.suite.items():
         rows = Rows(round, f"{model}:{name}", "greedy")
         sampling = Sampling(temperature=0.0, max_tokens=suite.max_tokens, stop=suite.stop)
         prompts = store.prompts("gate", name)
-        yield Questions(rows, prompts, _sampled(context, rows, sampling, 1), (suite.judge,))
+        call = _call(context, rows)
+        yield Questions(rows, prompts, Sampled(sampling, 1), call, (suite.judge,))
     yield from _anchored(context, round, model)
 
 
@@ -143,9 +145,10 @@ def _anchored(context: Context, round: Round, model: str) -> Iterator[Questions]
         return
     judge = _on_trial(context, model)
     rows = Rows(round, f"{model}:anchors", "anchor")
-    written = _written(context, rows, anchors.generator)
     judges = (fixed,) if judge.label == fixed.label else (fixed, judge)
-    yield Questions(rows, context.store.prompts("anchor"), written, judges)
+    # Anchors get the same answers in every round, or their judgements could not be compared.
+    call = replace(context.call(round, rows.track, "anchors"), round=0)
+    yield Questions(rows, context.store.prompts("anchor"), anchors.generator, call, judges)
 
 
 def _on_trial(context: Context, model: str) -> Role:
@@ -162,25 +165,8 @@ def _is_free(context: Context, judge: Role) -> bool:
     return judge.model is None and not asks
 
 
-def _sampled(context: Context, rows: Rows, sampling: Sampling, count: int) -> Answering:
-    call = context.call(rows.round, rows.track, f"evaluate {rows.purpose}")
-
-    def answer(prompts: Sequence[Prompt], policy: Policy) -> list[list[Completion]]:
-        seeds = [[call.seed_for(each.digest, index) for index in range(count)] for each in prompts]
-        return policy.sample(prompts, sampling=sampling, seeds=seeds)
-
-    return answer
-
-
-def _written(context: Context, rows: Rows, generator: Role) -> Answering:
-    """Anchors get the same answers in every round, or their judgements could not be compared."""
-    call = replace(context.call(rows.round, rows.track, "anchors"), round=0)
-    writing = cast(Generator, context.role(generator))
-
-    def answer(prompts: Sequence[Prompt], policy: Policy) -> list[list[Completion]]:
-        return writing.generate(prompts, policy, call)
-
-    return answer
+def _call(context: Context, rows: Rows) -> Call:
+    return context.call(rows.round, rows.track, f"evaluate {rows.purpose}")
 
 
 def ask(context: Context, asked: Questions, checkpoint: Checkpoint) -> bool:
@@ -188,7 +174,7 @@ def ask(context: Context, asked: Questions, checkpoint: Checkpoint) -> bool:
     rows = asked.rows
     if not context.store.is_asked(*rows.key):
         context.store.ask(*rows.key, asked.prompts, context.config.batch_prompts)
-    sample(context, rows, checkpoint, asked.answer)
+    sample(context, rows, checkpoint, asked.generator, asked.call)
     if context.store.unsampled(*rows.key):
         return False
     # The others are themselves what is measured: one that has no word is told by its numbers.

@@ -19,15 +19,16 @@ from langgraph.runtime import Runtime
 
 from loop import gate as rules
 from loop import health
-from loop.asked import Asking
-from loop.context import STAGES, Context, Counted, Rows, StoredHistory
+from loop.asked import meant
+from loop.context import STAGES, Context, Rows, StoredHistory
 from loop.evaluation import ask, hold_out, is_measured, measure_checkpoint, questions, under_test
 from loop.mixing import learned_from
 from loop.retention import tidy
+from loop.tasks import Counted
 from loop.work import add_bases, checked, judge_asked, sample, train_model
-from roles.protocols import Filter, Generator, Policy, Proposer
+from roles.protocols import Filter, Policy, Proposer
 from store.errors import UserError
-from store.records import Call, Checkpoint, Decision, Example, Group, Prompt, Round
+from store.records import Call, Checkpoint, Decision, Example, Group, Round
 
 NO_STEP_LIMIT = 1 << 62
 """LangGraph counts steps against a limit that is meant for agents; a run has its own rules."""
@@ -130,10 +131,13 @@ def propose(state: State, runtime: Runtime[Context]) -> None:
                 continue
             context.check()
             proposer = cast(Proposer, context.role(track.proposer))
+            asks = track.proposer.model
             policy = Counted(
-                context.policy(store.incumbent(track.asks))
-                if track.proposer.model is None
-                else Asking(context, track.model, None).proposing(track.proposer)
+                context.policy(
+                    store.incumbent(track.asks)
+                    if asks is None
+                    else meant(context, asks, track.model, None)
+                )
             )
             prompts = proposer.propose(
                 track.prompts,
@@ -153,14 +157,9 @@ def generate(state: State, runtime: Runtime[Context]) -> None:
     tracks = context.config.tracks(round.number)
     with context.stage(round, "generate", sum(track.prompts for track in tracks.values())):
         for name, track in tracks.items():
-            generator = cast(Generator, context.role(track.generator))
             call = context.call(round, name, "generate")
             writer = context.store.incumbent(track.asks)
-
-            def answer(prompts: Sequence[Prompt], policy: Policy) -> list[Any]:
-                return generator.generate(prompts, policy, call)  # noqa: B023 - used at once
-
-            sample(context, Rows(round, name, "train"), writer, answer)
+            sample(context, Rows(round, name, "train"), writer, track.generator, call)
 
 
 def judge(state: State, runtime: Runtime[Context]) -> None:

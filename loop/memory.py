@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from loop.progress import Progress
 from store.cache import ReplyCache
 from store.errors import UserError
 from store.records import Reply
@@ -17,9 +16,9 @@ from store.records import Reply
 class RunMemory:
     """A cache that a run goes on without where it cannot be used, and says so once."""
 
-    def __init__(self, path: Path, progress: Progress) -> None:
+    def __init__(self, path: Path, say: Callable[[str], None]) -> None:
         self._path = path
-        self._progress = progress
+        self._say = say
         self._cache: ReplyCache | None = None
         try:
             self._cache = ReplyCache(path)
@@ -47,7 +46,7 @@ class RunMemory:
 
     def _without(self, error: Exception) -> None:
         self.close()
-        self._progress.say(
+        self._say(
             f"judges are asked without a cache: {error}; delete {self._path}, or name another with "
             "--set cache.path=FILE"
         )

@@ -451,6 +451,33 @@ class Checkpoints(Frozen):
     )
 
 
+class Isolated(Frozen):
+    """How the process of a stage is run, where a stage has one of its own."""
+
+    devices: tuple[str, ...] | None = Field(
+        None,
+        description="of CUDA_VISIBLE_DEVICES there; left out, all that the run sees",
+        json_schema_extra=OPERATIONAL,
+    )
+    timeout_s: StrictFloat | None = Field(
+        3600.0,
+        gt=0,
+        description="it is ended when it was silent for so long: over a batch of prompts, or "
+        "between two steps of a training",
+        json_schema_extra=OPERATIONAL,
+    )
+    retries: StrictInt = Field(
+        2,
+        ge=0,
+        description="how often a batch or training is done again whose process ended",
+        json_schema_extra=OPERATIONAL,
+    )
+
+
+Stage = Literal["propose", "generate", "judge", "train", "evaluate"]
+"""The stages that may have a process of their own."""
+
+
 class Config(Frozen):
     """Everything a run is, expanded."""
 
@@ -464,6 +491,13 @@ class Config(Frozen):
     batch_prompts: StrictInt = Field(
         64, ge=1, description="prompts worked on and committed together"
     )
+    isolation: Literal["auto", "inline", "process"] = Field(
+        "auto",
+        description="where stages compute: in the driver's process, or each in one of its own; "
+        "auto: that where a device is a GPU",
+        json_schema_extra=OPERATIONAL,
+    )
+    stage: dict[Stage, Isolated] = {}
     track: dict[Name, Track]
     models: dict[Name, Model]
     warmup: Warmup | None = None
@@ -533,26 +567,38 @@ class Config(Frozen):
 
     def roles(self) -> Iterator[tuple[str, Role]]:
         """Every role that is named, and as what."""
-        yield "judge", self.evaluate.judge
-        yield "proposer", self.evaluate.proposer
+        return ((kind, role) for _, kind, role in self._placed())
+
+    def place(self, role: Role) -> str:
+        """The dotted key of one of these roles, by which another process finds it."""
+        return next(place for place, _, each in self._placed() if each is role)
+
+    def role(self, place: str) -> Role:
+        return next(each for key, _, each in self._placed() if key == place)
+
+    def _placed(self) -> Iterator[tuple[str, str, Role]]:
+        """(dotted key, as what, role)."""
+        yield "evaluate.judge", "judge", self.evaluate.judge
+        yield "evaluate.proposer", "proposer", self.evaluate.proposer
         if (anchors := self.evaluate.anchors) is not None:
-            yield "proposer", anchors.proposer
-            yield "generator", anchors.generator
+            yield "evaluate.anchors.proposer", "proposer", anchors.proposer
+            yield "evaluate.anchors.generator", "generator", anchors.generator
             if anchors.judge is not None:
-                yield "judge", anchors.judge
-        for suite in self.evaluate.suite.values():
-            yield "proposer", suite.proposer
-            yield "judge", suite.judge
-        for track in (*self.tracks(0).values(), *self.track.values()):
-            for role in ROLES:
-                yield role, getattr(track, role)
-        for model in self.models.values():
-            yield "engine", model.engine
-            yield "trainer", model.trainer
+                yield "evaluate.anchors.judge", "judge", anchors.judge
+        for name, suite in self.evaluate.suite.items():
+            yield f"evaluate.suite.{name}.proposer", "proposer", suite.proposer
+            yield f"evaluate.suite.{name}.judge", "judge", suite.judge
+        for before, tracks in (("warmup.track", self.tracks(0)), ("track", self.track)):
+            for name, track in tracks.items():
+                for role in ROLES:
+                    yield f"{before}.{name}.{role}", role, getattr(track, role)
+        for name, model in self.models.items():
+            yield f"models.{name}.engine", "engine", model.engine
+            yield f"models.{name}.trainer", "trainer", model.trainer
             if model.warmup_trainer is not None:
-                yield "trainer", model.warmup_trainer
+                yield f"models.{name}.warmup_trainer", "trainer", model.warmup_trainer
         if self.warmup is not None:
-            yield "trainer", self.warmup.trainer
+            yield "warmup.trainer", "trainer", self.warmup.trainer
 
     def judge(self, model: str) -> Role:
         """The judge whose choices a model is trained on: its first track's. Of a model that no
@@ -597,6 +643,7 @@ def flat(config: Config) -> dict[str, Any]:
 OF_MEMORY = {
     "engine": {"cache_gib", "batch_size"},
     "trainer": {"micro_batch_size", "gradient_checkpointing", "save_every_s"},
+    "warmup_trainer": {"micro_batch_size", "gradient_checkpointing", "save_every_s"},
 }
 """Options of roles that say how much is in memory at once and how often it is saved. They may
 change in a run that ran out of it."""

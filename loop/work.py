@@ -6,22 +6,24 @@ Every function here can be run twice without harm, because it begins with what i
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from pydantic import TypeAdapter
 
 from judges.asking import unlike
 from loop.asked import Asking
-from loop.context import Context, Counted, Rows
+from loop.context import Context, Rows
 from loop.health import keep_health, refuse_unscored
 from loop.settings import Config, Role
-from roles.protocols import Judge, Policy, Trainer
+from loop.tasks import Answering, Judging, Learning, Sampled
+from roles.protocols import Judge, Trainer
 from store import checkpoints
 from store.records import (
+    Call,
     Checkpoint,
     Example,
     Group,
@@ -30,8 +32,6 @@ from store.records import (
     Split,
     Training,
 )
-
-TOO_LONG, NO_CANDIDATE = "longer than the context", "no candidate fits the context"
 
 
 def add_bases(context: Context, round: Round) -> None:
@@ -87,32 +87,24 @@ def checked(
 
 
 def sample(
-    context: Context,
-    rows: Rows,
-    writer: Checkpoint,
-    answer: Callable[[Sequence[Prompt], Policy], list[Any]],
+    context: Context, rows: Rows, writer: Checkpoint, generator: Role | Sampled, call: Call
 ) -> None:
     """Candidates for every batch that has none, until the budget is spent.
 
     A prompt that is longer than the context gets none and is dropped for that.
     """
+    how = generator if isinstance(generator, Sampled) else context.config.place(generator)
     for batch in context.store.unsampled(*rows.key):
         context.check()
         if context.spent():
             return
         groups = context.store.groups(*rows.key, batch)
-        policy = Counted(context.policy(writer))
+        prompts = tuple(group.prompt for group in groups)
         with context.timed("in policy"):
-            answers = answer([group.prompt for group in groups], cast(Policy, policy))
-        if len(answers) != len(groups):
-            raise RuntimeError(f"asked {len(groups)} prompts, got answers to {len(answers)}")
-        by_asked = {group.asked_id: each for group, each in zip(groups, answers, strict=True)}
-        lost = {
-            group.asked_id: TOO_LONG if policy.room(group.prompt) < 1 else NO_CANDIDATE
-            for group in groups
-            if not by_asked[group.asked_id]
-        }
-        context.store.add_candidates(*rows.key, writer.id, by_asked, lost, policy.tokens)
+            made = context.perform(Answering(writer, how, prompts, call))
+        by_asked = {group.asked_id: each for group, each in zip(groups, made.answers, strict=True)}
+        lost = {groups[place].asked_id: why for place, why in made.lost.items()}
+        context.store.add_candidates(*rows.key, writer.id, by_asked, lost, made.tokens)
         context.progress.advance_by(len(groups))
 
 
@@ -131,6 +123,7 @@ def judge_asked(
     needed: whether the stage stops where it fails at too many answers (alarms.max_unscored).
     """
     judging = cast(Judge, context.role(role))
+    names = {*filter(None, [role.model]), *getattr(judging, "models", ())}
     place = "/".join([context.uuid, *map(str, rows.key), role.label])
     _say_changed(context, rows, role, str(getattr(judging, "version", "1")))
     costs = role.model is not None or bool(getattr(judging, "models", ()))
@@ -140,7 +133,9 @@ def judge_asked(
             if context.overpaid() or (costs and context.spent()):
                 return False
             groups = [group for group in context.store.groups(*rows.key, batch) if group.candidates]
-            asking = Asking(context, model, tested, rows.purpose == "anchor", place)
+            asking = Asking.of(
+                context, names, model, tested, fresh=rows.purpose == "anchor", place=place
+            )
             _judge(context, rows, role, groups, asking, needed=needed)
             context.progress.advance_by(len(groups))
     finally:
@@ -176,11 +171,11 @@ def _judge(
     if role.thinking == "hidden":
         groups = [without_thinking(group) for group in groups]
     version = str(getattr(judging, "version", "1"))
+    call = context.call(rows.round, rows.track, "judge")
     with context.timed("in judge"):
-        asked, by = asking.judging(role, version)
-        alone = role.model is None and not getattr(judging, "models", ())
-        call = context.call(rows.round, rows.track, "judge")
-        concluded = judging.judge(groups, None if alone else cast(Policy, asked), call)
+        concluded, by = context.perform(
+            Judging(context.config.place(role), version, tuple(groups), asking, call)
+        )
     given = [each.id for group in groups for each in group.candidates]
     if (wrong := unlike(given, [each.candidate_id for each in concluded])) is not None:
         raise RuntimeError(f"judge {role.use!r} {wrong}")
@@ -211,11 +206,13 @@ def train_model(context: Context, round: Round, model: str, examples: Sequence[E
         context.check()
         part = checkpoints.aside(final)
         part.mkdir(parents=True, exist_ok=True)
-        trainer = cast(Trainer, context.role(context.config.trainer(round.number, model)))
-        call = context.call(round, model, "train")
+        trainer = context.config.trainer(round.number, model)
+        place, call = context.config.place(trainer), context.call(round, model, "train")
         with context.timed("in trainer"):
-            training = trainer.train(examples, start, reference, part, call)
-        _refuse_training(training, part, trainer)
+            training = context.perform(
+                Learning(place, tuple(examples), start, reference, part, call)
+            )
+        _refuse_training(training, part, context.role(trainer))
         (part / checkpoints.TRAINING).write_bytes(kept.dump_json(training))
         checkpoints.publish(final)
     training = kept.validate_json((final / checkpoints.TRAINING).read_bytes())

@@ -448,6 +448,13 @@ class Call:
     stopping: Callable[[], bool] = _never
     """Whether somebody asked the run to stop: long work then saves and raises KeyboardInterrupt."""
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Its callbacks stay in the process that made it."""
+        return vars(self) | {"progress": _silent, "stopping": _never}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+
     def seed_for(self, *key: str | int) -> int:
         """A seed in [0, 2**63) that depends on the run's seed, this place in it and `key` alone."""
         place = [self.seed, self.round, self.track, self.stage, *key]

@@ -416,7 +416,7 @@ OPERATIONAL += [
 OPERATIONAL += ['alarms.stop=["flips"]']
 OPERATIONAL += [f"alarms.max_{each}=0.11" for each in ("unscored", "modal", "flips", "length")]
 OPERATIONAL += ["alarms.max_drift=0.11", "alarms.min_votes=0.11", "alarms.min_kappa=0.11"]
-OPERATIONAL += ["alarms.min_agreement=0.11"]
+OPERATIONAL += ["alarms.min_agreement=0.11", "isolation=process"]
 IDENTITY = ["seed=11", "prompts=7", "batch_prompts=3", "judge.x=1", "evaluate.samples=99"]
 IDENTITY += ["gate.min_gain=0.123", "trainer.beta=0.987", "warmup.prompts=7", "model.path=x/y"]
 IDENTITY += ["track.b.prompts=8", "warmup.when=never", "judge.model=round"]

@@ -1,0 +1,286 @@
+"""Tasks in a process of their own, one for each stage: what crashes there does not end the run.
+
+The process ends with its stage, so the memory it held really returns. It reads no store: what it
+is to do it is sent, and what came of it is committed here.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, cast, get_args
+
+from loop import config as configuration
+from loop.settings import Config, Isolated, Role, Stage
+from loop.tasks import PolicyCall, Task
+from roles.protocols import Policy
+from store.errors import UserError
+from store.records import ALONE, Checkpoint, Completion, Prompt, Sampling, TokenLogprobs
+
+HOME = Path(__file__).resolve().parent.parent
+POLLED_S = 0.2
+LEAVE_S = 10.0
+"""What a child with nothing to do is given to close what it holds."""
+SHOWN = 300
+"""Characters of a log in an error."""
+
+
+class Lost(Exception):
+    """A child ended or was ended before it had done its task, or lacked memory for it.
+
+    memory: whether it did, or None, where that may be. Less at once then helps, or may.
+    """
+
+    def __init__(self, why: str, *, memory: bool | None = False) -> None:
+        super().__init__(why)
+        self.memory = memory
+
+
+class Child:
+    """One process and the connection to it."""
+
+    def __init__(self, config: Config, root: Path, stage: str, own: Isolated) -> None:
+        self._log = root / "logs" / f"{stage}.log"
+        self._timeout_s = own.timeout_s
+        self._log.parent.mkdir(exist_ok=True)
+        ours, theirs = socket.socketpair()
+        found = os.pathsep.join(filter(None, [str(HOME), os.environ.get("PYTHONPATH")]))
+        seen = {} if own.devices is None else {"CUDA_VISIBLE_DEVICES": ",".join(own.devices)}
+        with theirs, self._log.open("ab") as log:
+            # In a session of its own: a Ctrl-C asks the run to stop after its batch.
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "loop.child", str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                pass_fds=[theirs.fileno()],
+                env=os.environ | {"PYTHONPATH": found} | seen,
+                start_new_session=True,
+            )
+        self._connection = Connection(ours.detach())
+        self._busy = False
+        self._send("begin", (config.model_dump(mode="json"), str(root)))
+
+    def _send(self, kind: str, content: Any) -> None:
+        try:
+            self._connection.send((kind, content))
+        except OSError:
+            raise self._ending() from None
+
+    def perform(self, task: Task, say: Callable[[str], None]) -> Any:
+        """What came of the task. Raises Lost, and what it raised there."""
+        self._busy = True
+        self._send("task", task)
+        kind, *content = self._outcome(task, say)
+        self._busy = False
+        if kind == "memory":
+            raise Lost(f"lacked memory ({content[0]})", memory=True)
+        if kind == "raised":
+            packed, trace = content
+            error: BaseException = pickle.loads(packed)
+            error.add_note(f"In {self._log}:\n{trace}")
+            raise error
+        return content[0]
+
+    def _raised(self, packed: bytes, words: str, trace: str) -> BaseException:
+        """What was raised there; in words where it is known there alone, as a plug-in's own is."""
+        try:
+            error: BaseException = pickle.loads(packed)
+        except Exception:  # noqa: BLE001 - whatever a plug-in's own exception has in it
+            error = RuntimeError(words)
+        error.add_note(f"In the process of {self._log.stem}, {self._log}:\n{trace}")
+        return error
+
+    def _outcome(self, task: Task, say: Callable[[str], None]) -> tuple[Any, ...]:
+        """What the child says at the end of a task. Raises Lost where it says nothing."""
+        heard, asked = time.monotonic(), False
+        while True:
+            if self._connection.poll(POLLED_S):
+                try:
+                    kind, *content = self._connection.recv()
+                except (EOFError, OSError):
+                    raise self._ending() from None
+                heard = time.monotonic()
+                match kind:
+                    case "progress":
+                        task.call.progress(*content)
+                    case "say":
+                        say(*content)
+                    case "warn":
+                        warnings.warn(str(content[0]), stacklevel=1)
+                    case _:
+                        return kind, *content
+            elif self._timeout_s is not None and time.monotonic() - heard > self._timeout_s:
+                raise Lost(f"said nothing for its timeout_s, {self._timeout_s:g} s")
+            if not asked and task.call.stopping():
+                asked = True
+                self._send("stop", None)
+
+    def _ending(self) -> Lost:
+        """How the process ended."""
+        code = self._process.wait()
+        said = " ".join(self._log.read_text(errors="replace").split())[-SHOWN:]
+        how = f"ended with exit status {code}"
+        if code < 0:
+            how = f"was killed by {signal.Signals(-code).name}"
+        # So a kernel without memory ends the process that has most of it.
+        memory = None if code == -signal.SIGKILL else False
+        log = f"its log, {self._log}, ends with: {said}" if said else f"{self._log} is empty"
+        return Lost(f"{how}; {log}", memory=memory)
+
+    def close(self) -> None:
+        """End it: with leave if it has nothing to do, at once if it is busy."""
+        with suppress(OSError, subprocess.TimeoutExpired):
+            self._connection.send(("task", None))
+            self._process.wait(timeout=0 if self._busy else LEAVE_S)
+        self._process.kill()
+        self._process.wait()
+        self._connection.close()
+
+
+class Apart:
+    """Performs tasks in children, one at a time: that of the stage at hand.
+
+    changed: is told the run's configuration when less had to be in memory at once.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        made: Callable[[Role], Any],
+        root: Path,
+        say: Callable[[str], None],
+        changed: Callable[[Config], None],
+    ) -> None:
+        self._given = self._config = config
+        self._made = made
+        self._root = root
+        self._say = say
+        self._changed = changed
+        self._stage = ""
+        self._child: Child | None = None
+
+    def begin(self, stage: str) -> None:
+        if stage != self._stage:
+            self.rest()
+            self._stage = stage
+
+    def perform(self, task: Task) -> Any:
+        """Raises UserError when the task was lost as often as it may be."""
+        own = self._config.stage.get(cast(Stage, self._stage), Isolated())
+        for left in range(own.retries, -1, -1):
+            try:
+                if self._child is None:
+                    self._child = Child(self._config, self._root, self._stage, own)
+                return self._child.perform(task, self._say)
+            except Lost as lost:
+                self.rest()
+                smaller = [] if lost.memory is False else self._smaller(task)
+                told = f"the process of stage {self._stage!r} {lost}"
+                if not left or (lost.memory and not smaller):
+                    raise UserError(told) from lost
+                how = f" with {', '.join(smaller)}" if smaller else ""
+                self._say(f"{told}; what it was doing is done again{how}")
+                if smaller:
+                    self._config = configuration.change(self._config, smaller)
+                    self._changed(self._config)
+        raise AssertionError("a task is done or lost")
+
+    def _smaller(self, task: Task) -> list[str]:
+        """Settings by which less is in memory at once; none where it cannot be less."""
+        found = []
+        for place in task.uses:
+            made = self._made(self._given.role(place))
+            options = self._config.role(place).options
+            if hasattr(made, "rows_at_once"):
+                option, at_once, of = "micro_batch_size", made.rows_at_once, made.batch_size
+            else:
+                option, at_once, of = "batch_size", getattr(made, "batch_size", 1), None
+            most = options.get(option, at_once) // 2
+            fits = [n for n in range(most, 0, -1) if of is None or of % n == 0]
+            found += [f"{place}.{option}={n}" for n in fits[:1]]
+        return found
+
+    def policy(self, checkpoint: Checkpoint) -> Policy:
+        return Away(self, checkpoint)
+
+    def rest(self) -> None:
+        if self._child is not None:
+            self._child.close()
+            self._child = None
+
+    def close(self) -> None:
+        self.rest()
+
+
+@dataclass(frozen=True)
+class Away:
+    """A policy that is asked in the process of its stage."""
+
+    hands: Apart
+    checkpoint: Checkpoint
+
+    def sample(
+        self, prompts: Sequence[Prompt], *, sampling: Sampling, seeds: Sequence[Sequence[int]]
+    ) -> list[list[Completion]]:
+        made: list[list[Completion]] = self._ask("sample", prompts, sampling=sampling, seeds=seeds)
+        return made
+
+    def logprobs(
+        self,
+        prompts: Sequence[Prompt],
+        completions: Sequence[Completion],
+        *,
+        dropout_seed: int | None = None,
+    ) -> list[TokenLogprobs]:
+        made: list[TokenLogprobs] = self._ask(
+            "logprobs", prompts, completions, dropout_seed=dropout_seed
+        )
+        return made
+
+    def write(self, text: str) -> Completion:
+        made: Completion = self._ask("write", text)
+        return made
+
+    def prompt_ids(self, prompt: Prompt) -> list[int]:
+        made: list[int] = self._ask("prompt_ids", prompt)
+        return made
+
+    def room(self, prompt: Prompt) -> int:
+        made: int = self._ask("room", prompt)
+        return made
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        made: str = self._ask("decode", token_ids)
+        return made
+
+    def close(self) -> None:
+        """The process of the stage has it open, and closes it."""
+
+    def _ask(self, method: str, *arguments: Any, **settings: Any) -> Any:
+        asked = PolicyCall(self.checkpoint, method, arguments, settings, ALONE)
+        return self.hands.perform(asked)
+
+
+def isolates(config: Config, made: Callable[[Role], Any]) -> bool:
+    """Whether stages have processes of their own."""
+    if config.isolation != "auto":
+        return config.isolation == "process"
+    from roles.policy import devices
+
+    parts = [part for model in config.models.values() for part in (model.engine, model.trainer)]
+    named = [getattr(made(part), "device", None) for part in parts]
+    # Of a part of the user's own, `device` may mean something else.
+    known = [name for name in get_args(devices.Device) if name in named]
+    return any(devices.find(name).type != "cpu" for name in known)

@@ -1,0 +1,142 @@
+"""The other side of loop/apart.py: a process that performs the tasks it is sent, one by one.
+
+It reads and writes one connection. What it prints goes to the log of its stage. When its driver is
+gone, so is it.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import queue
+import sys
+import threading
+import traceback
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from loop import config as configuration
+from loop import names
+from loop.seat import Seat
+from loop.settings import Config, Role
+from roles import plugins
+
+NO_DRIVER = 70
+"""Exit status of a child whose driver is gone."""
+SHOWN = 200
+"""Characters of an error in a line."""
+OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
+"""What torch says in a RuntimeError of a processor's memory."""
+
+
+class Channel:
+    """The connection: anybody here may write, and one thread reads."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._writing = threading.Lock()
+        self.received: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self.stopped = threading.Event()
+        threading.Thread(target=self._read, name="driver", daemon=True).start()
+
+    def _read(self) -> None:
+        while True:
+            try:
+                kind, content = self._connection.recv()
+            except (EOFError, OSError):
+                os._exit(NO_DRIVER)
+            except BaseException:  # noqa: BLE001 - what cannot be read would be waited for
+                traceback.print_exc()
+                sys.stderr.flush()
+                os._exit(1)
+            if kind == "stop":
+                self.stopped.set()
+            else:
+                self.received.put(content)
+
+    def send(self, kind: str, *content: Any) -> None:
+        packed = pickle.dumps((kind, *content))
+        with self._writing:
+            self._connection.send_bytes(packed)
+
+
+def serve(connection: Connection) -> None:
+    """Perform tasks until the driver is gone or says that there are no more."""
+    channel = Channel(connection)
+    tables, root = channel.received.get()
+    config = configuration.validate(tables)
+    seat = Seat(config, maker(config), Path(root), lambda line: channel.send("say", line))
+    warnings.showwarning = shower(channel, warnings.showwarning)
+    while (task := channel.received.get()) is not None:
+        call = replace(
+            task.call,
+            progress=lambda done, total: channel.send("progress", done, total),
+            stopping=channel.stopped.is_set,
+        )
+        try:
+            done = replace(task, call=call).perform(seat)
+        except BaseException as error:  # noqa: BLE001 - told to the driver, who raises it
+            traceback.print_exc()
+            channel.send(*told(error))
+        else:
+            channel.send("done", done)
+        sys.stdout.flush()
+        sys.stderr.flush()
+    seat.close()
+
+
+def maker(config: Config) -> Callable[[Role], Any]:
+    """What fills a role, made when it is first asked for."""
+    kinds = {id(role): kind for kind, role in config.roles()}
+    made: dict[int, Any] = {}
+
+    def make(role: Role) -> Any:
+        if id(role) not in made:
+            made[id(role)] = plugins.load(kinds[id(role)], role.use, role.options)
+        return made[id(role)]
+
+    return make
+
+
+def shower(channel: Channel, otherwise: Callable[..., None]) -> Callable[..., None]:
+    """Of our own parts a warning is the driver's to say; others' go to the log."""
+    home = Path(__file__).resolve().parents[1]
+
+    def show(message: Any, category: Any, filename: str, *rest: Any, **more: Any) -> None:
+        if any(Path(filename).is_relative_to(home / name) for name in names.OURS):
+            channel.send("warn", str(message))
+        else:
+            otherwise(message, category, filename, *rest, **more)
+
+    return show
+
+
+def told(error: BaseException) -> tuple[Any, ...]:
+    """An error as a message: a lack of memory by its words, another whole where it can be."""
+    trace = "".join(traceback.format_exception(error))
+    if is_of_memory(error):
+        return "memory", f"{type(error).__name__}: {str(error).splitlines()[0]}"
+    try:
+        packed = pickle.dumps(error)
+        pickle.loads(packed)
+    except Exception:  # noqa: BLE001 - whatever a plug-in's own exception has in it
+        packed = pickle.dumps(RuntimeError(f"{type(error).__name__}: {error}"))
+    return "raised", packed, trace
+
+
+def is_of_memory(error: BaseException) -> bool:
+    if isinstance(error, MemoryError):
+        return True
+    if not isinstance(error, RuntimeError):
+        return False
+    return type(error).__name__ == "OutOfMemoryError" or any(
+        said in str(error) for said in OF_MEMORY
+    )
+
+
+if __name__ == "__main__":
+    serve(Connection(int(sys.argv[1])))
