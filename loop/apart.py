@@ -87,10 +87,7 @@ class Child:
         if kind == "memory":
             raise Lost(f"lacked memory ({content[0]})", memory=True)
         if kind == "raised":
-            packed, trace = content
-            error: BaseException = pickle.loads(packed)
-            error.add_note(f"In {self._log}:\n{trace}")
-            raise error
+            raise self._raised(*content)
         return content[0]
 
     def _raised(self, packed: bytes, words: str, trace: str) -> BaseException:

@@ -117,15 +117,14 @@ def shower(channel: Channel, otherwise: Callable[..., None]) -> Callable[..., No
 
 def told(error: BaseException) -> tuple[Any, ...]:
     """An error as a message: a lack of memory by its words, another whole where it can be."""
-    trace = "".join(traceback.format_exception(error))
+    words = " ".join(f"{type(error).__name__}: {error}".split())
     if is_of_memory(error):
-        return "memory", f"{type(error).__name__}: {str(error).splitlines()[0]}"
+        return "memory", words[:SHOWN]
     try:
         packed = pickle.dumps(error)
-        pickle.loads(packed)
     except Exception:  # noqa: BLE001 - whatever a plug-in's own exception has in it
-        packed = pickle.dumps(RuntimeError(f"{type(error).__name__}: {error}"))
-    return "raised", packed, trace
+        packed = b""
+    return "raised", packed, words, "".join(traceback.format_exception(error))
 
 
 def is_of_memory(error: BaseException) -> bool:

@@ -30,6 +30,10 @@ class Strange(Exception):
         super().__init__(f"{one} and {other}")
 
 
+class Own(Exception):
+    """One that only those know who loaded this file."""
+
+
 def misbehave(how: str, left: str) -> None:
     files = sorted(Path(left).iterdir()) if left else []
     if not files:
@@ -47,6 +51,8 @@ def misbehave(how: str, left: str) -> None:
             raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
         case "strange":
             raise Strange("one", "other")
+        case "own":
+            raise Own("known there alone")
         case "warns":
             warnings.warn("a warning of somebody else's", stacklevel=1)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
+from loop import child
 from loop import verify as verification
 from runs import HERE, everything, loop, printed, scripted_toml, start
 from store.database import Store
@@ -172,13 +174,28 @@ def test_a_process_that_crashes_again_and_again_fails_its_stage_and_the_run_goes
     assert rows(only(runs))["candidate"] == inline["candidate"]
 
 
-def test_a_bug_there_is_shown_with_where_it_was(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("how", "words"), [("strange", "Strange: one and other"), ("own", "Own: known there alone")]
+)
+def test_a_bug_there_is_shown_with_where_it_was(tmp_path: Path, how: str, words: str) -> None:
     file = scripted_toml(tmp_path)
-    sets = told([*fragile(tmp_path, "judge", "strange"), APART])
+    sets = told([*fragile(tmp_path, "judge", how), APART])
     ended = loop("start", "--config", file, *sets, "--runs", tmp_path / "runs")
     assert ended.returncode == 4
-    assert "Strange: one and other" in ended.stderr
+    assert words in ended.stderr
     assert "fragile.py" in ended.stderr, "the trace of the other process"
+
+
+def test_what_goes_between_processes_comes_back_as_it_was() -> None:
+    """A lack of memory needs no words, and an error that cannot be packed is told by its own."""
+    assert child.told(MemoryError()) == ("memory", "MemoryError:")
+    kind, packed, words, _ = child.told(ValueError("a word", 3))
+    assert (kind, pickle.loads(packed).args, words) == (
+        "raised",
+        ("a word", 3),
+        "ValueError: ('a word', 3)",
+    )
+    assert child.told(ValueError(lambda: 0))[1] == b""
 
 
 def test_an_interrupt_ends_the_run_after_the_batch_and_its_process_too(tmp_path: Path) -> None:
