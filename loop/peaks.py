@@ -263,10 +263,12 @@ class _Planned:
         return model, self.roles[id(model.engine)]
 
     def _on(self, part: Any) -> Device:
-        """The device that a part names; `auto` is the one that is planned for."""
+        """The device that a part names; `auto` is the one that is planned for.
+
+        Of a part of the user's own, `device` may mean something else.
+        """
         named = getattr(part, "device", getattr(part, "_device", "auto"))
-        kind = named if isinstance(named, str) else named.type
-        if kind == "cpu" and self.device.kind != "cpu":
+        if getattr(named, "type", named) == "cpu" and self.device.kind != "cpu":
             return self._cpu
         return self.device
 
