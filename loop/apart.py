@@ -22,13 +22,13 @@ from pathlib import Path
 from typing import Any, cast, get_args
 
 from loop import config as configuration
+from loop import names
 from loop.settings import Config, Isolated, Role, Stage
 from loop.tasks import PolicyCall, Task
 from roles.protocols import Policy
 from store.errors import UserError
 from store.records import ALONE, Checkpoint, Completion, Prompt, Sampling, TokenLogprobs
 
-HOME = Path(__file__).resolve().parent.parent
 POLLED_S = 0.2
 LEAVE_S = 10.0
 """What a child with nothing to do is given to close what it holds."""
@@ -55,7 +55,7 @@ class Child:
         self._timeout_s = own.timeout_s
         self._log.parent.mkdir(exist_ok=True)
         ours, theirs = socket.socketpair()
-        found = os.pathsep.join(filter(None, [str(HOME), os.environ.get("PYTHONPATH")]))
+        found = os.pathsep.join(filter(None, [str(names.HOME), os.environ.get("PYTHONPATH")]))
         seen = {} if own.devices is None else {"CUDA_VISIBLE_DEVICES": ",".join(own.devices)}
         with theirs, self._log.open("ab") as log:
             # In a session of its own: a Ctrl-C asks the run to stop after its batch.
@@ -149,7 +149,7 @@ class Child:
 class Apart:
     """Performs tasks in children, one at a time: that of the stage at hand.
 
-    changed: is told the run's configuration when less had to be in memory at once.
+    changed: is told the settings by which less had to be in memory at once.
     """
 
     def __init__(
@@ -158,7 +158,7 @@ class Apart:
         made: Callable[[Role], Any],
         root: Path,
         say: Callable[[str], None],
-        changed: Callable[[Config], None],
+        changed: Callable[[Sequence[str]], object],
     ) -> None:
         self._given = self._config = config
         self._made = made
@@ -191,7 +191,7 @@ class Apart:
                 self._say(f"{told}; what it was doing is done again{how}")
                 if smaller:
                     self._config = configuration.change(self._config, smaller)
-                    self._changed(self._config)
+                    self._changed(smaller)
         raise AssertionError("a task is done or lost")
 
     def _smaller(self, task: Task) -> list[str]:
@@ -216,9 +216,6 @@ class Apart:
         if self._child is not None:
             self._child.close()
             self._child = None
-
-    def close(self) -> None:
-        self.rest()
 
 
 @dataclass(frozen=True)

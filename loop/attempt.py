@@ -89,8 +89,7 @@ def _warnings_said(progress: Progress) -> Iterator[None]:
     shown, said = warnings.showwarning, set[str]()
 
     def show(message: Any, category: Any, filename: str, *rest: Any, **more: Any) -> None:
-        home = Path(__file__).resolve().parents[1]
-        if not any(Path(filename).is_relative_to(home / name) for name in names.OURS):
+        if not names.is_ours(filename):
             shown(message, category, filename, *rest, **more)
         elif str(message) not in said:
             said.add(str(message))

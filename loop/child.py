@@ -104,10 +104,9 @@ def maker(config: Config) -> Callable[[Role], Any]:
 
 def shower(channel: Channel, otherwise: Callable[..., None]) -> Callable[..., None]:
     """Of our own parts a warning is the driver's to say; others' go to the log."""
-    home = Path(__file__).resolve().parents[1]
 
     def show(message: Any, category: Any, filename: str, *rest: Any, **more: Any) -> None:
-        if any(Path(filename).is_relative_to(home / name) for name in names.OURS):
+        if names.is_ours(filename):
             channel.send("warn", str(message))
         else:
             otherwise(message, category, filename, *rest, **more)

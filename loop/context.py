@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, cast
 
 from loop.apart import Apart, isolates
-from loop.config import differences
 from loop.hands import Hands, Inline
 from loop.progress import Progress
 from loop.seat import Seat
@@ -45,7 +44,11 @@ class Context:
     """id() of a Role in the configuration -> the role."""
     progress: Progress
     stopping: Callable[[], bool]
+    changed: Callable[[Sequence[str]], object]
+    """Told the settings, as for --set, that had to change for the run to go on."""
     seconds: dict[str, float] = field(default_factory=dict)
+    _own_hands: Hands | None = None
+    """Made when a task or a policy is first asked for: it has to know the devices."""
 
     @property
     def root(self) -> Path:
@@ -63,16 +66,15 @@ class Context:
         """This process's own."""
         return Seat(self.config, self.role, self.root, self.progress.say)
 
-    @cached_property
+    @property
     def _hands(self) -> Hands:
-        if not isolates(self.config, self.role):
-            return Inline(self.seat)
-        return Apart(self.config, self.role, self.root, self.progress.say, self.keep_config)
-
-    def keep_config(self, config: Config) -> None:
-        """Other operational settings, which a run that goes on has from the start."""
-        changes = differences(self.config, config)
-        self.store.change_config(config.model_dump(mode="json"), changes)
+        if self._own_hands is None:
+            say = self.progress.say
+            if isolates(self.config, self.role):
+                self._own_hands = Apart(self.config, self.role, self.root, say, self.changed)
+            else:
+                self._own_hands = Inline(self.seat)
+        return self._own_hands
 
     def policy(self, checkpoint: Checkpoint) -> Policy:
         """The checkpoint as a policy, for a role that stays with this process."""
@@ -87,7 +89,8 @@ class Context:
         return getattr(self.role(self.config.models[model].trainer), "makes", "policy") == "policy"
 
     def close(self) -> None:
-        self._hands.close()
+        if self._own_hands is not None:
+            self._own_hands.rest()
         self.seat.close()
 
     def close_policy(self) -> None:

@@ -29,7 +29,6 @@ OF_A_DISK = {
 """Never a bug, whichever file it was. Nor is a full disk."""
 OF_A_FILE = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR}
 """Somebody's to mend if the file is not ours."""
-HOME = Path(__file__).resolve().parent.parent
 RUST = re.compile(r"\(os error (\d+)\)")
 """How safetensors and tokenizers say what is an OSError elsewhere."""
 FULL_BYTES = 1 << 20
@@ -76,8 +75,7 @@ def _told(error: BaseException) -> str | None:
     if number in OF_A_DISK:
         return f"{OF_A_DISK[number]} ({error})"
     if number in OF_A_FILE and isinstance(file, str) and file:
-        ours = any(Path(file).absolute().is_relative_to(HOME / name) for name in names.OURS)
-        return None if ours else f"a file cannot be used: {error}"
+        return None if names.is_ours(file) else f"a file cannot be used: {error}"
     return None
 
 

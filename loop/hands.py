@@ -27,8 +27,6 @@ class Hands(Protocol):
         """Give back what memory models hold."""
         ...
 
-    def close(self) -> None: ...
-
 
 class Inline:
     """The driver's own process."""
@@ -47,6 +45,3 @@ class Inline:
 
     def rest(self) -> None:
         self._seat.close_policy()
-
-    def close(self) -> None:
-        self._seat.close()

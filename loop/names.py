@@ -14,15 +14,23 @@ from store.errors import UserError
 OURS = ("loop", "roles", "judges", "kernels", "store")
 
 
+HOME = Path(__file__).resolve().parent.parent
+"""Where all five lie."""
+
+
+def is_ours(file: str) -> bool:
+    """Whether a file of code is of one of the five."""
+    return any(Path(file).absolute().is_relative_to(HOME / name) for name in OURS)
+
+
 def check() -> None:
     """Raises UserError unless all five packages lie beside each other."""
-    home = Path(__file__).resolve().parent.parent
     for name in OURS:
         spec = find_spec(name)
         origin = None if spec is None else spec.origin
-        if origin is None or Path(origin).resolve().parent.parent != home:
+        if origin is None or Path(origin).resolve().parent.parent != HOME:
             raise UserError(
                 f"the package {name!r} is not Ratchet's: found {origin or 'nothing'}, expected "
-                f"{home / name}; uninstall the package that put it there "
+                f"{HOME / name}; uninstall the package that put it there "
                 "(Hugging Face's `kernels` cannot share an environment with Ratchet)"
             )

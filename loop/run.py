@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from shlex import quote
@@ -159,6 +160,11 @@ def update(root: Path, config: Config) -> list[dict[str, Any]]:
     return changes
 
 
+def keep_settings(root: Path, sets: Sequence[str]) -> None:
+    """Give a run other operational settings that it had to take on its way."""
+    update(root, configuration.change(stored_config(root), sets))
+
+
 def write_config(root: Path, config: Config) -> None:
     """What a run is, beside its store, for people to read."""
     made = root / "config.json.new"
@@ -232,6 +238,7 @@ def at_work(
                 roles=roles,
                 progress=progress,
                 stopping=stopping.asked(store, lost, signals, progress),
+                changed=partial(keep_settings, root),
             )
             try:
                 yield context

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import signal
 import subprocess
@@ -130,10 +131,35 @@ def test_what_lacks_memory_is_done_again_with_less_at_once_and_the_run_keeps_tha
     run = store.run()
     assert run is not None
     told = [each for each in run.changes if each["key"] == changed]
-    assert [each["to"] for each in told] == ([4, 2] if role == "engine" else [6, 3])
+    wanted = [(None, 6), (6, 3)] if role == "trainer" else [(8, 4), (4, 2)]
+    assert [(each["from"], each["to"]) for each in told] == wanted
     table = run.config["models"]["policy"][role]
     assert table[changed.rpartition(".")[2]] == told[-1]["to"]
     store.close()
+
+
+def test_what_another_judge_lacks_memory_for_changes_nothing_else_of_the_run(
+    tmp_path: Path,
+) -> None:
+    root, _ = apart(tmp_path, f"engine={FRAGILE}:Engine")
+    before = config_of(root)
+    assert json.loads((root / "config.json").read_text()) == before
+    sets = fragile(tmp_path, "judge", "memory")[1:3]
+    judge = ["--judge", f"{FRAGILE}:Exact", "--model", "round"]
+    ended = loop("rejudge", root, "1", *judge, *told(sets))
+    assert ended.returncode == 0, ended.stderr
+    assert "lacked memory" in ended.stderr
+    before["models"]["policy"]["engine"]["batch_size"] = 4
+    assert config_of(root) == before
+    assert json.loads((root / "config.json").read_text()) == before
+
+
+def config_of(root: Path) -> dict[str, Any]:
+    store = Store(root / "loop.db")
+    run = store.run()
+    store.close()
+    assert run is not None
+    return run.config
 
 
 def test_what_lacks_memory_for_one_alone_stops_the_run_in_a_sentence(tmp_path: Path) -> None:
