@@ -260,6 +260,18 @@ def test_prompts_asked_before_are_asked_again_only_when_no_other_is_left():
     assert not repeats[0]
 
 
+def test_a_task_that_was_asked_whole_is_asked_again_however_large_it_is():
+    """Far more prompts are left than come up while it is tried whether there is a new one."""
+
+    class Everything:
+        def __contains__(self, digest):
+            return True
+
+    words = {"name": "spell_backward", "min_word_len": 3, "max_word_len": 4}  # 6,592 of them
+    again = propose(ReasoningGym([words]), 2500, past=Past(was_asked=Everything()))
+    assert len(set(digests(again))) == 2500
+
+
 @pytest.mark.parametrize(
     ("tasks", "words"),
     [

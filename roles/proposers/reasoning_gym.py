@@ -141,6 +141,11 @@ class _Stream:
             prompt = self._again.popleft()
             if prompt.digest not in taken:
                 return prompt
+        # There may be more of those than came up while new ones were looked for.
+        for _ in range(_PATIENCE):
+            prompt = self._prompt(next(self._entries))
+            if prompt.digest not in taken and prompt.question_digest not in held_out:
+                return prompt
         return None
 
     def _draw(self, call: Call, number: int) -> Iterator[dict[str, Any]]:
