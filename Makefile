@@ -12,7 +12,7 @@ start: install
 # A file stays with one of the two workers, so what its tests share is made once. In the order of
 # their names: by number of tests, the few that take minutes would come last and alone.
 test: $(VENV)/installed-test lint
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder --durations=20
 
 test-slow: $(VENV)/installed-test
 	$(BIN)/pytest -m slow -s
