@@ -642,8 +642,8 @@ def flat(config: Config) -> dict[str, Any]:
 
 OF_MEMORY = {
     "engine": {"cache_gib", "batch_size"},
-    "trainer": {"micro_batch_size", "gradient_checkpointing", "save_every_s"},
-    "warmup_trainer": {"micro_batch_size", "gradient_checkpointing", "save_every_s"},
+    "trainer": {"micro_batch_size", "processes", "gradient_checkpointing", "save_every_s"},
+    "warmup_trainer": {"micro_batch_size", "processes", "gradient_checkpointing", "save_every_s"},
 }
 """Options of roles that say how much is in memory at once and how often it is saved. They may
 change in a run that ran out of it."""

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from loop.asked import Asking
 from loop.seat import Seat
 from roles.protocols import Policy
+from store.errors import UserError
 from store.records import (
     Call,
     Checkpoint,
@@ -27,6 +28,8 @@ from store.records import (
     Training,
 )
 
+RETRIES = 2
+"""How often a training goes on of which a process was lost."""
 TOO_LONG, NO_CANDIDATE = "longer than the context", "no candidate fits the context"
 
 
@@ -151,10 +154,18 @@ class Learning:
     def perform(self, seat: Seat) -> Training:
         seat.close_policy()
         trainer = seat.made(seat.config.role(self.trainer))
-        made: Training = trainer.train(
-            list(self.examples), self.start, self.reference, self.into, self.call
-        )
-        return made
+        for left in range(RETRIES, -1, -1):
+            try:
+                made: Training = trainer.train(
+                    list(self.examples), self.start, self.reference, self.into, self.call
+                )
+            except ChildProcessError as error:
+                if not left:
+                    raise UserError(str(error)) from error
+                seat.say(f"{error}; the training goes on from its last save")
+            else:
+                return made
+        raise AssertionError("a training is done or lost")
 
 
 @dataclass(frozen=True)

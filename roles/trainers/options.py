@@ -44,7 +44,8 @@ class Options:
     batch_size: Annotated[int, Field(ge=1)] = 32
     """Examples per optimizer step."""
     micro_batch_size: Annotated[int, Field(ge=1)] | None = None
-    """Examples in memory at once; gradients are added up to a batch. None is batch_size."""
+    """Examples in memory at once; gradients are added up to a batch. None is batch_size, or each
+    process's share of it."""
     max_steps: Annotated[int, Field(ge=1)] | None = None
     """End after this many optimizer steps even if the epochs are not over."""
     schedule: Literal["constant", "linear", "cosine"] = "linear"
@@ -61,6 +62,9 @@ class Options:
     the folder of a model that came in bfloat16. Adapters are stored in float32."""
     device: Device = "auto"
     """auto: the first there is of cuda, mps, cpu."""
+    processes: Annotated[int, Field(ge=1)] = 1
+    """That train together, on a GPU each or on the CPU: each holds the whole model and does its
+    share of a step's micro-batches, and the step is that of one process."""
     gradient_checkpointing: bool = False
     """Compute activations twice instead of keeping them: less memory, more time."""
     save_every_s: Annotated[float, Field(ge=0)] = 300.0
@@ -85,13 +89,13 @@ class Options:
         if self.batch_size % self.rows_at_once:
             raise UserError(
                 f"batch_size {self.batch_size} is not a multiple of micro_batch_size "
-                f"{self.micro_batch_size}; a batch is made of whole micro-batches"
+                f"{self.rows_at_once}; a batch is made of whole micro-batches"
             )
 
     @property
     def rows_at_once(self) -> int:
         """Examples of one forward pass."""
-        return self.micro_batch_size or self.batch_size
+        return self.micro_batch_size or -(-self.batch_size // self.processes)
 
     def rate(self, round: int) -> float:
         """The learning rate of a round."""
@@ -100,5 +104,7 @@ class Options:
         return self.learning_rate
 
 
-OPERATIONAL = frozenset({"micro_batch_size", "device", "gradient_checkpointing", "save_every_s"})
+OPERATIONAL = frozenset(
+    {"micro_batch_size", "processes", "device", "gradient_checkpointing", "save_every_s"}
+)
 """Options that may change between a killed training and the one that goes on from it."""

@@ -95,7 +95,7 @@ class Preference(Options):
         if self.rows_at_once != self.batch_size and losses.SORTING & set(names):
             raise UserError(
                 f"{', '.join(names)} sorts all pairs of a step, so they are in memory at once; "
-                f"found micro_batch_size {self.micro_batch_size} of {self.batch_size}"
+                f"found micro_batch_size {self.rows_at_once} of {self.batch_size}"
             )
 
     @property

@@ -25,6 +25,7 @@ from roles.policy.scoring import Ids, at_once, batches, own_batches
 from roles.trainers import saves
 from roles.trainers.passing import Passing
 from roles.trainers.rows import Tokens
+from roles.trainers.team import dealt
 from roles.trainers.training import Session
 from store.records import Checkpoint, Training
 
@@ -55,8 +56,9 @@ class Scores:
         if path.exists():
             self.known = [tuple(row) for row in json.loads(path.read_text())]
 
-    def keep(self, known: list[tuple[Any, ...]]) -> None:
-        saves.write_json(self.path, known)
+    def keep(self, known: list[tuple[Any, ...]], *, write: bool = True) -> None:
+        if write:
+            saves.write_json(self.path, known)
         self.known = known
 
     def by_example(self) -> dict[int, tuple[float, float | None]]:
@@ -77,6 +79,8 @@ def train_held(
     own = reference.path.resolve() == start.path.resolve()
     base = adapters.base_path(start).resolve() == reference.path.resolve() and not own
     scores = Scores(session.saves / "reference.json")
+    # Those that others find may have been written since by the one that leads.
+    scores.known = session.team.told(scores.known)
     if not own and not base and not scores.known:
         make(session.model(reference), session, scores, own)
         devices.give_back()
@@ -96,8 +100,6 @@ class Held(Passing):
     scores: Scores
     own: bool
     """Whether the reference is the start."""
-    step_batches: Sequence[dict[str, Tensor]] = ()
-    """The micro-batches of the step at hand."""
 
     @abstractmethod
     def _asked(self, number: int) -> Sequence[Tokens]:
@@ -117,7 +119,8 @@ class Held(Passing):
                     for number, (row, sides) in enumerate(
                         zip(self.session.rows, asked, strict=True)
                     )
-                ]
+                ],
+                write=self.session.team.leads,
             )
         return dataset
 
@@ -130,10 +133,16 @@ class Held(Passing):
             self.model.gradient_checkpointing_enable()
         order = sorted(sides, key=lambda side: (side.prompt, side.answer, side.trained))
         budget = at_once(self.model)
-        found: dict[Tokens, Tensor] = {}
+        team, passes = self.session.team, list(self._batches(order, budget))
         with fast_float32():
-            for scored in self._batches(order, budget):
-                found |= zip(scored, self._logps(scored, budget), strict=True)
+            own = [
+                self._logps(scored, budget)
+                for place, scored in enumerate(passes)
+                if team.owns(place)
+            ]
+        found: dict[Tokens, Tensor] = {}
+        for scored, logps in zip(passes, dealt(team.gathered(own)), strict=True):
+            found |= zip(scored, logps, strict=True)
         return found
 
     def _batches(self, sides: Sequence[Tokens], budget: int) -> Iterator[list[Tokens]]:
@@ -150,11 +159,6 @@ class Held(Passing):
         answers = {prompt: list(several) for prompt, several in asked.items()}
         for batch in batches(answers, budget):
             yield [each for prompt in batch for ids in batch[prompt] for each in asked[prompt][ids]]
-
-    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
-        batches, items = super().get_batch_samples(*args, **kwargs)
-        self.step_batches = batches
-        return batches, items
 
     def _of_step(self) -> list[int]:
         """The numbers of the step's rows."""

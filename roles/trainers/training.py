@@ -12,7 +12,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from roles.trainers import saves
 from roles.trainers.guards import Diverged, Watch, in_one_process, quiet
 from roles.trainers.options import OPERATIONAL, Options
 from roles.trainers.rows import Row, encode
+from roles.trainers.team import Team, together
 from store.errors import UserError
 from store.records import KINDS, Call, Checkpoint, Example, Training, TrainingStep
 
@@ -46,6 +47,7 @@ class Session:
     dtype: torch.dtype
     newest: Path | None = None
     """The save to go on from."""
+    team: Team = field(default_factory=Team)
 
     @property
     def saves(self) -> Path:
@@ -153,13 +155,14 @@ class Session:
         # configuration they came with.
         config = copy.deepcopy(model.config)
         trainer = make(model)
-        watch = Watch(self.call, self.saves, self.options.save_every_s)
+        watch = Watch(self.call, self.saves, self.options.save_every_s, self.team)
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(watch)
         try:
             trainer.train(resume_from_checkpoint=str(self.newest) if self.newest else None)
         except Diverged as diverged:
-            saves.discard(self.saves)
+            if self.team.leads:
+                saves.discard(self.saves)
             return Training(
                 status="diverged",
                 steps=_steps(trainer),
@@ -167,12 +170,22 @@ class Session:
                 reason=str(diverged),
             )
         if watch.stopped:
+            self.team.gathered(None)  # the save is whole
             raise KeyboardInterrupt
         model.config = config
-        self._write(model)
+        self._check_together(model)
+        if self.team.leads:
+            self._write(model)
         return Training(
             status="trained", steps=_steps(trainer), reference_logprobs=reference_logprobs()
         )
+
+    def _check_together(self, model: Any) -> None:
+        """All processes took the same steps, or the sum of their gradients was not one."""
+        own = [each.detach().sum().item() for each in model.parameters() if each.requires_grad]
+        first, *others = self.team.gathered(own)
+        if any(each != first for each in others):
+            raise RuntimeError("processes that trained together ended with different weights")
 
     def _write(self, model: Any) -> None:
         if self.adapts:
@@ -212,18 +225,25 @@ def session(
             options, encode(tokenizer, examples), tokenizer, start, into, call, device, dtype
         )
         plan = _plan(opened, examples, reference)
-        path = opened.saves / "plan.json"
-        if path.exists() and json.loads(path.read_text()) == plan:
-            opened = replace(opened, newest=saves.newest(opened.saves))
-        else:
-            # Saves of other examples or options would end in a mixture of two trainings.
-            saves.discard(opened.saves)
-            opened.saves.mkdir(parents=True)
-            saves.write_json(path, plan)
-        try:
-            yield opened
-        finally:
-            devices.give_back()
+        others = (options, examples, start, reference or start, into, call)
+        with together(options.processes, device, *others) as team:
+            newest = team.told(_newest(opened.saves, plan) if team.leads else None)
+            try:
+                yield replace(opened, newest=newest, team=team)
+            finally:
+                devices.give_back()
+
+
+def _newest(folder: Path, plan: dict[str, Any]) -> Path | None:
+    """The save to go on from, if the folder is of this training; else it is emptied."""
+    path = folder / "plan.json"
+    if path.exists() and json.loads(path.read_text()) == plan:
+        return saves.newest(folder)
+    # Saves of other examples or options would end in a mixture of two trainings.
+    saves.discard(folder)
+    folder.mkdir(parents=True)
+    saves.write_json(path, plan)
+    return None
 
 
 def _steps(trainer: Any) -> tuple[TrainingStep, ...]:
