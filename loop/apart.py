@@ -7,14 +7,13 @@ is to do it is sent, and what came of it is committed here.
 from __future__ import annotations
 
 import os
-import pickle
 import signal
 import socket
 import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -23,6 +22,7 @@ from typing import Any, cast, get_args
 
 from loop import config as configuration
 from loop import names
+from loop.outcome import Lost, heard
 from loop.settings import Config, Isolated, Role, Stage
 from loop.tasks import PolicyCall, Task
 from roles.protocols import Policy
@@ -34,17 +34,6 @@ LEAVE_S = 10.0
 """What a child with nothing to do is given to close what it holds."""
 SHOWN = 300
 """Characters of a log in an error."""
-
-
-class Lost(Exception):
-    """A child ended or was ended before it had done its task, or lacked memory for it.
-
-    memory: whether it did, or None, where that may be. Less at once then helps, or may.
-    """
-
-    def __init__(self, why: str, *, memory: bool | None = False) -> None:
-        super().__init__(why)
-        self.memory = memory
 
 
 class Child:
@@ -84,31 +73,18 @@ class Child:
         self._send("task", task)
         kind, *content = self._outcome(task, say)
         self._busy = False
-        if kind == "memory":
-            raise Lost(f"lacked memory ({content[0]})", memory=True)
-        if kind == "raised":
-            raise self._raised(*content)
-        return content[0]
-
-    def _raised(self, packed: bytes, words: str, trace: str) -> BaseException:
-        """What was raised there; in words where it is known there alone, as a plug-in's own is."""
-        try:
-            error: BaseException = pickle.loads(packed)
-        except Exception:  # noqa: BLE001 - whatever a plug-in's own exception has in it
-            error = RuntimeError(words)
-        error.add_note(f"In the process of {self._log.stem}, {self._log}:\n{trace}")
-        return error
+        return heard(kind, *content, where=f"{self._log.stem}, {self._log}")
 
     def _outcome(self, task: Task, say: Callable[[str], None]) -> tuple[Any, ...]:
         """What the child says at the end of a task. Raises Lost where it says nothing."""
-        heard, asked = time.monotonic(), False
+        last, asked = time.monotonic(), False
         while True:
             if self._connection.poll(POLLED_S):
                 try:
                     kind, *content = self._connection.recv()
                 except (EOFError, OSError):
                     raise self._ending() from None
-                heard = time.monotonic()
+                last = time.monotonic()
                 match kind:
                     case "progress":
                         task.call.progress(*content)
@@ -118,7 +94,7 @@ class Child:
                         warnings.warn(str(content[0]), stacklevel=1)
                     case _:
                         return kind, *content
-            elif self._timeout_s is not None and time.monotonic() - heard > self._timeout_s:
+            elif self._timeout_s is not None and time.monotonic() - last > self._timeout_s:
                 raise Lost(f"said nothing for its timeout_s, {self._timeout_s:g} s")
             if not asked and task.call.stopping():
                 asked = True
@@ -208,6 +184,9 @@ class Apart:
             fits = [n for n in range(most, 0, -1) if of is None or of % n == 0]
             found += [f"{place}.{option}={n}" for n in fits[:1]]
         return found
+
+    def perform_each(self, tasks: Iterator[Task]) -> Iterator[Any]:
+        return map(self.perform, tasks)
 
     def policy(self, checkpoint: Checkpoint) -> Policy:
         return Away(self, checkpoint)

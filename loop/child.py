@@ -21,16 +21,13 @@ from typing import Any
 
 from loop import config as configuration
 from loop import names
+from loop.outcome import told
 from loop.seat import Seat
 from loop.settings import Config, Role
 from roles import plugins
 
 NO_DRIVER = 70
 """Exit status of a child whose driver is gone."""
-SHOWN = 200
-"""Characters of an error in a line."""
-OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
-"""What torch says in a RuntimeError of a processor's memory."""
 
 
 class Channel:
@@ -112,28 +109,6 @@ def shower(channel: Channel, otherwise: Callable[..., None]) -> Callable[..., No
             otherwise(message, category, filename, *rest, **more)
 
     return show
-
-
-def told(error: BaseException) -> tuple[Any, ...]:
-    """An error as a message: a lack of memory by its words, another whole where it can be."""
-    words = " ".join(f"{type(error).__name__}: {error}".split())
-    if is_of_memory(error):
-        return "memory", words[:SHOWN]
-    try:
-        packed = pickle.dumps(error)
-    except Exception:  # noqa: BLE001 - whatever a plug-in's own exception has in it
-        packed = b""
-    return "raised", packed, words, "".join(traceback.format_exception(error))
-
-
-def is_of_memory(error: BaseException) -> bool:
-    if isinstance(error, MemoryError):
-        return True
-    if not isinstance(error, RuntimeError):
-        return False
-    return type(error).__name__ == "OutOfMemoryError" or any(
-        said in str(error) for said in OF_MEMORY
-    )
 
 
 if __name__ == "__main__":

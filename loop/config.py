@@ -189,7 +189,7 @@ def merge(lower: Tables, upper: Tables) -> Tables:
 
 MODEL_KEYS = ("engine", "trainer", "mix")
 """Tables of the top level that a model falls back to."""
-BESIDE = ("stage", "server", "cache", "alarms", "budget", "checkpoints")
+BESIDE = ("stage", "cluster", "server", "cache", "alarms", "budget", "checkpoints")
 """Tables that are the same in both forms."""
 USER_KEYS = {
     *("rounds", "seed", "batch_prompts", "prompts", "isolation", "model", "warmup", "track"),

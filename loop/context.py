@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from loop.apart import Apart, isolates
 from loop.hands import Hands, Inline
 from loop.progress import Progress
 from loop.seat import Seat
 from loop.settings import Config, Role
+from loop.spread import Spread
 from loop.tasks import Task
 from roles.protocols import Policy
 from store.database import Store
@@ -31,6 +33,7 @@ from store.records import (
     Split,
 )
 
+Key = TypeVar("Key")
 STAGES = ("propose", "generate", "judge", "filter", "train", "evaluate", "gate")
 
 
@@ -74,6 +77,8 @@ class Context:
                 self._own_hands = Apart(self.config, self.role, self.root, say, self.changed)
             else:
                 self._own_hands = Inline(self.seat)
+            if self.config.cluster is not None:
+                self._own_hands = Spread(self._own_hands, self.config, self.root, say)
         return self._own_hands
 
     def policy(self, checkpoint: Checkpoint) -> Policy:
@@ -83,6 +88,27 @@ class Context:
     def perform(self, task: Task) -> Any:
         """What comes of the task, wherever it is done."""
         return self._hands.perform(task)
+
+    def performed(self, what: str, tasks: Iterator[tuple[Key, Task]]) -> Iterator[tuple[Key, Any]]:
+        """What comes of each task with what it goes by, in order, several of them at a time where
+        there are hands for it. what: that the time is spent on."""
+        keys: deque[Key] = deque()
+
+        def given() -> Iterator[Task]:
+            for key, task in tasks:
+                keys.append(key)
+                yield task
+
+        done: Any = self._hands.perform_each(given())
+        try:
+            while True:
+                with self.timed(what):
+                    made = next(done, None)
+                if made is None:
+                    return
+                yield keys.popleft(), made
+        finally:
+            getattr(done, "close", bool)()  # what is under way is not wanted any more
 
     def writes(self, model: str) -> bool:
         """Whether a model answers prompts. A reward model judges answers and has none."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 from loop.seat import Seat
@@ -17,6 +18,10 @@ class Hands(Protocol):
 
     def perform(self, task: Task) -> Any:
         """What comes of the task. Raises what it raises, wherever it is done."""
+        ...
+
+    def perform_each(self, tasks: Iterator[Task]) -> Iterator[Any]:
+        """What comes of each task, in order. Some may be under way before they are asked for."""
         ...
 
     def policy(self, checkpoint: Checkpoint) -> Policy:
@@ -39,6 +44,9 @@ class Inline:
 
     def perform(self, task: Task) -> Any:
         return task.perform(self._seat)
+
+    def perform_each(self, tasks: Iterator[Task]) -> Iterator[Any]:
+        return map(self.perform, tasks)
 
     def policy(self, checkpoint: Checkpoint) -> Policy:
         return self._seat.policy(checkpoint)

@@ -474,6 +474,23 @@ class Isolated(Frozen):
     )
 
 
+class Cluster(Frozen):
+    """Other processes, on this machine or on others, that answer and judge batch by batch."""
+
+    use: Literal["ray"] = "ray"
+    address: str | None = Field(
+        None,
+        description="of a Ray cluster that is there; left out, one of this machine's own, for as "
+        "long as the run is driven",
+    )
+    workers: StrictInt = Field(2, ge=1, description="processes, each with models of its own")
+    cpus: StrictFloat = Field(1.0, ge=0, description="that Ray gives each of them")
+    gpus: StrictFloat = Field(0.0, ge=0, description="that Ray gives each of them")
+    retries: StrictInt = Field(
+        2, ge=0, description="how often a batch is done again whose process ended"
+    )
+
+
 Stage = Literal["propose", "generate", "judge", "train", "evaluate"]
 """The stages that may have a process of their own."""
 
@@ -498,6 +515,11 @@ class Config(Frozen):
         json_schema_extra=OPERATIONAL,
     )
     stage: dict[Stage, Isolated] = {}
+    cluster: Cluster | None = Field(
+        None,
+        description="who answers and judges in place of the driver's machine",
+        json_schema_extra=OPERATIONAL,
+    )
     track: dict[Name, Track]
     models: dict[Name, Model]
     warmup: Warmup | None = None

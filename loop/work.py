@@ -6,7 +6,7 @@ Every function here can be run twice without harm, because it begins with what i
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ from store.records import (
     Checkpoint,
     Example,
     Group,
+    Judgement,
     Prompt,
     Round,
     Split,
@@ -94,14 +95,18 @@ def sample(
     A prompt that is longer than the context gets none and is dropped for that.
     """
     how = generator if isinstance(generator, Sampled) else context.config.place(generator)
-    for batch in context.store.unsampled(*rows.key):
-        context.check()
-        if context.spent():
+
+    def asked() -> Iterator[tuple[Sequence[Group], Answering]]:
+        for batch in context.store.unsampled(*rows.key):
+            context.check()
+            if context.spent():
+                return
+            groups = context.store.groups(*rows.key, batch)
+            yield groups, Answering(writer, how, tuple(group.prompt for group in groups), call)
+
+    for groups, made in context.performed("in policy", asked()):
+        if context.spent():  # it was under way while others were committed
             return
-        groups = context.store.groups(*rows.key, batch)
-        prompts = tuple(group.prompt for group in groups)
-        with context.timed("in policy"):
-            made = context.perform(Answering(writer, how, prompts, call))
         by_asked = {group.asked_id: each for group, each in zip(groups, made.answers, strict=True)}
         lost = {groups[place].asked_id: why for place, why in made.lost.items()}
         context.store.add_candidates(*rows.key, writer.id, by_asked, lost, made.tokens)
@@ -125,23 +130,42 @@ def judge_asked(
     judging = cast(Judge, context.role(role))
     names = {*filter(None, [role.model]), *getattr(judging, "models", ())}
     place = "/".join([context.uuid, *map(str, rows.key), role.label])
-    _say_changed(context, rows, role, str(getattr(judging, "version", "1")))
+    version = str(getattr(judging, "version", "1"))
+    _say_changed(context, rows, role, version)
     costs = role.model is not None or bool(getattr(judging, "models", ()))
-    try:
+    call = context.call(rows.round, rows.track, "judge")
+    short = False
+
+    def spent() -> bool:
+        nonlocal short
+        short = context.overpaid() or (costs and context.spent())
+        return short
+
+    def asked() -> Iterator[tuple[Sequence[Group], Judging]]:
         for batch in context.store.unjudged(*rows.key, role.label):
             context.check()
-            if context.overpaid() or (costs and context.spent()):
-                return False
+            if spent():
+                return
             groups = [group for group in context.store.groups(*rows.key, batch) if group.candidates]
             asking = Asking.of(
                 context, names, model, tested, fresh=rows.purpose == "anchor", place=place
             )
-            _judge(context, rows, role, groups, asking, needed=needed)
+            if role.thinking == "hidden":
+                groups = [without_thinking(group) for group in groups]
+            yield groups, Judging(context.config.place(role), version, tuple(groups), asking, call)
+
+    try:
+        for groups, made in context.performed("in judge", asked()):
+            if spent():  # it was under way while others were committed
+                break
+            _keep(context, rows, role, groups, version, made, needed=needed)
             context.progress.advance_by(len(groups))
     finally:
         close = getattr(judging, "close", None)
         if close is not None:  # what it holds may be needed for training
             close()
+    if short:
+        return False
     keep_health(context, rows, role)
     return True
 
@@ -156,26 +180,19 @@ def _say_changed(context: Context, rows: Rows, role: Role, version: str) -> None
         )
 
 
-def _judge(
+def _keep(
     context: Context,
     rows: Rows,
     role: Role,
     groups: Sequence[Group],
-    asking: Asking,
+    version: str,
+    made: tuple[list[Judgement], str | None],
     *,
     needed: bool,
 ) -> None:
-    """One batch. What stops the stage stops it before the batch is committed, so that it is judged
-    again when the judge is mended."""
-    judging = cast(Judge, context.role(role))
-    if role.thinking == "hidden":
-        groups = [without_thinking(group) for group in groups]
-    version = str(getattr(judging, "version", "1"))
-    call = context.call(rows.round, rows.track, "judge")
-    with context.timed("in judge"):
-        concluded, by = context.perform(
-            Judging(context.config.place(role), version, tuple(groups), asking, call)
-        )
+    """Commit a batch. What stops the stage stops it before that, so that the batch is judged again
+    when the judge is mended."""
+    concluded, by = made
     given = [each.id for group in groups for each in group.candidates]
     if (wrong := unlike(given, [each.candidate_id for each in concluded])) is not None:
         raise RuntimeError(f"judge {role.use!r} {wrong}")

@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
-from loop import child
+from loop import outcome
 from loop import verify as verification
 from runs import HERE, everything, loop, printed, scripted_toml, start
 from store.database import Store
@@ -214,14 +214,14 @@ def test_a_bug_there_is_shown_with_where_it_was(tmp_path: Path, how: str, words:
 
 def test_what_goes_between_processes_comes_back_as_it_was() -> None:
     """A lack of memory needs no words, and an error that cannot be packed is told by its own."""
-    assert child.told(MemoryError()) == ("memory", "MemoryError:")
-    kind, packed, words, _ = child.told(ValueError("a word", 3))
+    assert outcome.told(MemoryError()) == ("memory", "MemoryError:")
+    kind, packed, words, _ = outcome.told(ValueError("a word", 3))
     assert (kind, pickle.loads(packed).args, words) == (
         "raised",
         ("a word", 3),
         "ValueError: ('a word', 3)",
     )
-    assert child.told(ValueError(lambda: 0))[1] == b""
+    assert outcome.told(ValueError(lambda: 0))[1] == b""
 
 
 def test_an_interrupt_ends_the_run_after_the_batch_and_its_process_too(tmp_path: Path) -> None:

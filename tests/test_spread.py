@@ -1,0 +1,122 @@
+"""Answers and judgements by workers of Ray's, on this machine: the rows of a run without."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from loop import verify as verification
+from runs import loop, printed, scripted_toml, start
+from store.database import Store
+from test_isolation import fragile, only, rows, told
+
+pytest.importorskip("ray")
+SPREAD = ["rounds=2", "batch_prompts=3", "isolation=inline"]
+CLUSTER = ["cluster.workers=2"]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
+    folder = tmp_path_factory.mktemp("alone")
+    root, outcome = start(scripted_toml(folder), folder / "runs", SPREAD)
+    assert outcome.code == 0
+    return rows(root)
+
+
+def spread(folder: Path, *sets: str) -> tuple[Path, str]:
+    """A run with two workers, and what was said on the way."""
+    said = printed(scripted_toml(folder), folder / "runs", [*SPREAD, *CLUSTER, *sets])
+    return only(folder / "runs"), said
+
+
+def left_over() -> list[str]:
+    """Processes of Ray's that this one or a child of it has started and that go on."""
+    return [
+        each.name()
+        for each in psutil.Process().children(recursive=True)
+        if each.is_running() and ("ray" in each.name() or "gcs_server" in each.name())
+    ]
+
+
+def test_two_workers_give_the_rows_of_none(
+    tmp_path: Path, alone: dict[str, list[dict[str, Any]]]
+) -> None:
+    root, _ = spread(tmp_path)
+    found = rows(root)
+    assert len(found["asked"]) > 10
+    for table in alone:
+        assert found[table] == alone[table], table
+    assert left_over() == []
+
+
+@pytest.mark.parametrize("role", ["engine", "judge"])
+def test_a_worker_that_dies_costs_its_batches_and_no_run(
+    tmp_path: Path, alone: dict[str, list[dict[str, Any]]], role: str
+) -> None:
+    root, said = spread(tmp_path, *fragile(tmp_path, role, "killed"))
+    assert "a worker of stage 'evaluate' has ended" in said
+    assert "its batches are done again" in said
+    found = rows(root)
+    for table in ("prompt", "asked", "candidate", "example", "dropped", "trained_on", "decision"):
+        assert found[table] == alone[table], table
+    assert len(found["judgement"]) == len(alone["judgement"])
+    store = Store(root / "loop.db")
+    verified = verification.verify(store)
+    again = store.query(
+        'SELECT asked_id, "index", count(*) AS n FROM candidate GROUP BY 1, 2 HAVING count(*) > 1'
+    )
+    store.close()
+    assert verified["ok"], verified["checks"]
+    assert again == []
+
+
+def test_one_that_dies_each_time_stops_the_run_in_a_sentence_and_it_goes_on(
+    tmp_path: Path, alone: dict[str, list[dict[str, Any]]]
+) -> None:
+    file = scripted_toml(tmp_path)
+    sets = [*SPREAD, *CLUSTER, *fragile(tmp_path, "engine", "killed", 9), "cluster.retries=1"]
+    ended = loop("start", "--config", file, "--runs", tmp_path / "runs", *told(sets))
+    assert ended.returncode == 4, ended.stderr
+    assert "a worker of stage 'evaluate' has ended" in ended.stderr
+    for each in (tmp_path / "left").iterdir():
+        each.unlink()
+    root = only(tmp_path / "runs")
+    ended = loop("start", root)
+    assert ended.returncode == 0, ended.stderr
+    assert rows(root)["candidate"] == alone["candidate"]
+
+
+def test_what_a_role_raises_there_is_raised_here(tmp_path: Path) -> None:
+    file = scripted_toml(tmp_path)
+    sets = [*SPREAD, *CLUSTER, *fragile(tmp_path, "engine", "own")]
+    ended = loop("start", "--config", file, "--runs", tmp_path / "runs", *told(sets))
+    assert ended.returncode == 1
+    assert "Own: known there alone" in ended.stderr
+    assert "In the process of a worker" in ended.stderr
+
+
+def test_a_cluster_that_is_not_there_or_too_small_is_refused(tmp_path: Path) -> None:
+    file = scripted_toml(tmp_path)
+    start_ = ("start", "--config", file, "--runs", tmp_path / "runs", *told([*SPREAD, *CLUSTER]))
+    ended = loop(*start_, "--set", "cluster.address=127.0.0.1:1")
+    assert ended.returncode in (2, 4)
+    assert "no Ray cluster at 127.0.0.1:1" in ended.stderr
+    ended = loop(*start_, "--set", "cluster.gpus=1")
+    assert ended.returncode in (2, 4)
+    assert "0 GPUs, and 2 workers with 1 each need 2" in ended.stderr
+
+
+def test_the_budget_ends_a_run_where_it_ends_one_without(tmp_path: Path) -> None:
+    ends = []
+    for name, sets in (("alone", []), ("spread", CLUSTER)):
+        file = scripted_toml(tmp_path)
+        given = [*SPREAD, *sets, "budget.generated_tokens=400"]
+        ended = loop("start", "--config", file, "--runs", tmp_path / name, *told(given))
+        assert ended.returncode == 0, ended.stderr
+        found = json.loads(loop("status", only(tmp_path / name), "--json").stdout)
+        ends.append((found["status"], rows(only(tmp_path / name))["candidate"]))
+    assert ends[0] == ends[1]
