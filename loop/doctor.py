@@ -134,21 +134,17 @@ def _misfit(need: Requirement) -> Finding | None:
 
 def vllm(used: bool) -> Finding:
     """Whether vLLM, which is built against one torch and says which, goes with the one here."""
-    from packaging.requirements import Requirement
+    from roles.policy import vllm_version
 
-    try:
-        version, told = metadata.version("vllm"), metadata.requires("vllm") or ()
-    except metadata.PackageNotFoundError:
+    version = vllm_version.version()
+    if version is None:
         if used:
-            return Finding("vllm", "wrong", MISSING, f"pip install '{OURS}[vllm]'")
+            return Finding("vllm", "wrong", MISSING, vllm_version.INSTALL)
         return Finding("vllm", "ok", f"{MISSING}, and this configuration needs none")
-    torch = metadata.version("torch")
-    for need in map(Requirement, told):
-        if need.name == "torch" and not need.specifier.contains(torch, prereleases=True):
-            said = f"{version} is built for torch{need.specifier}, and torch is {torch}"
-            command = f"pip install --upgrade '{OURS}[vllm]'"
-            return Finding("vllm", "wrong" if used else "note", said, command)
-    return Finding("vllm", "ok", f"{version}, which goes with torch {torch}")
+    said = vllm_version.misfit()
+    if said is not None:
+        return Finding("vllm", "wrong" if used else "note", said, vllm_version.INSTALL)
+    return Finding("vllm", "ok", f"{version}, which goes with torch {metadata.version('torch')}")
 
 
 def _names() -> Iterator[Finding]:

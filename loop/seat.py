@@ -30,6 +30,8 @@ class Seat:
     root: Path
     say: Callable[[str], None]
     _open: tuple[Path, Policy] | None = None
+    _engine: Engine | None = None
+    """What opened it."""
     _frozen: dict[str, Checkpoint] = field(default_factory=dict)
     _servers: dict[str, Any] = field(default_factory=dict)
     _memory: RunMemory | None = None
@@ -37,12 +39,12 @@ class Seat:
     def policy(self, checkpoint: Checkpoint) -> Policy:
         """The checkpoint as a policy; the one that was open before is closed."""
         if self._open is None or self._open[0] != checkpoint.path:
-            self.close_policy()
             engine = cast(Engine, self.made(self.config.models[checkpoint.model].engine))
+            self._close(rests=engine is not self._engine)
             policy = engine.open(checkpoint)
             if not isinstance(policy, Policy):
                 raise RuntimeError(f"engine {type(engine).__name__} opened {policy!r}, no policy")
-            self._open = (checkpoint.path, policy)
+            self._open, self._engine = (checkpoint.path, policy), engine
         return self._open[1]
 
     def frozen(self, path: str) -> Checkpoint:
@@ -77,6 +79,13 @@ class Seat:
             self._memory.close()
 
     def close_policy(self) -> None:
+        """Other models need the memory now."""
+        self._close(rests=True)
+
+    def _close(self, *, rests: bool) -> None:
         if self._open is not None:
             self._open[1].close()
             self._open = None
+        if rests:
+            getattr(self._engine, "rest", bool)()
+            self._engine = None

@@ -103,7 +103,8 @@ class Engine(Protocol):
     """What opens a checkpoint as a policy.
 
     An engine may have the attribute `writes_by_template`: if it is true, prompts are written by the
-    checkpoint's chat template, which is then checked before a run begins.
+    checkpoint's chat template, which is then checked before a run begins. One that holds memory
+    between its policies, to go on from one to the next, has a method `rest` that gives it back.
     """
 
     def open(self, checkpoint: Checkpoint) -> Policy:

@@ -22,10 +22,13 @@ _SIZES = 8
 number of rows that it meets, oneDNN compiles kernels, and keeps them."""
 
 
+Ids = tuple[int, ...]
+
+
 class Row(NamedTuple):
     """One completion to draw: what it continues, its noise, and how many tokens it may have."""
 
-    prompt: tuple[int, ...]
+    prompt: Ids
     seed: int
     room: int
 

@@ -21,8 +21,8 @@ from kernels.head import MAX_BYTES
 from kernels.linear_logprob import linear_logprob
 from kernels.matmul import fast_float32
 from kernels.passes import like_positions
+from roles.policy.rows import Ids
 
-Ids = tuple[int, ...]
 Pair = tuple[Ids, Ids]
 """A prompt and one of its completions."""
 

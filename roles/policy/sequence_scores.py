@@ -28,7 +28,8 @@ from kernels.sharing import shared_room
 from roles.policy import devices
 from roles.policy.devices import Device
 from roles.policy.folders import quiet
-from roles.policy.scoring import Ids, batches
+from roles.policy.rows import Ids
+from roles.policy.scoring import batches
 from roles.policy.turns import closing_ids, conversation_ids
 from store.errors import UserError
 from store.records import Call, Prompt

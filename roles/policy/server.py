@@ -53,7 +53,7 @@ class ChatServer:
         price_out: Annotated[float, Field(ge=0)] | None = None,
         extra: dict[str, Any] = {},  # noqa: B006  (it is only read)
     ) -> None:
-        self.url, self.shown = url, _shown(url)
+        self.url, self.shown = url, shown_address(url)
         self.model, self.key_env = model, key_env
         self.timeout_s, self.concurrency, self.retries = timeout_s, concurrency, retries
         self.price_in, self.price_out, self.extra = price_in, price_out, dict(extra)
@@ -70,7 +70,7 @@ class ChatServer:
     def identity(self) -> str:
         """MODEL @ URL. Where no model was named the server is asked, once, which it has."""
         if self.model is None:
-            _run(self._identified())
+            run_async(self._identified())
         return f"{self.model} @ {self.shown}"
 
     def ask(
@@ -94,14 +94,14 @@ class ChatServer:
             for m, seed in enumerate(its_seeds)
         ]
         try:
-            found = _run(self._settled(asked, Form(self, sampling, schema), call, keep))
+            found = run_async(self._settled(asked, Form(self, sampling, schema), call, keep))
         except Stopped:
             raise KeyboardInterrupt from None
         return [[found[n, m] for m in range(len(its_seeds))] for n, its_seeds in enumerate(seeds)]
 
     def models(self) -> list[str]:
         """The names of the models that the server lists. Raises UserError where it does not say."""
-        return _run(self._listed())
+        return run_async(self._listed())
 
     def room(self, prompt: Prompt) -> int:
         """A large number: what is too long is found out by asking, and is a failed reply."""
@@ -191,7 +191,7 @@ async def _only_model(server: ChatServer, connection: Connection) -> str:
     return names[0]
 
 
-def _shown(url: str) -> str:
+def shown_address(url: str) -> str:
     """The address without what may be secret in it: a user, a password, a query."""
     parts = urlsplit(url)
     shown = urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
@@ -200,7 +200,8 @@ def _shown(url: str) -> str:
     return shown.rstrip("/")
 
 
-def _run(work: Coroutine[Any, Any, Found]) -> Found:
+def run_async(work: Coroutine[Any, Any, Found]) -> Found:
+    """What comes of it, also where an event loop runs already."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:

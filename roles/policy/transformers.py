@@ -7,8 +7,6 @@ what it does not serve, generating.py does, with the same draws, in more time.
 
 from __future__ import annotations
 
-import math
-import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -16,19 +14,17 @@ from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 from roles.policy import adapters, devices, generating
 from roles.policy.decoding import Decoder, cache_bytes
 from roles.policy.devices import Device
-from roles.policy.encoding import prompt_ids
-from roles.policy.folders import quiet
-from roles.policy.rows import Drawn, Row, StopStrings
+from roles.policy.rows import Drawn, Ids, Row, StopStrings
 from roles.policy.scoring import dropout, token_logprobs
 from roles.policy.serving import TOO_LONG
+from roles.policy.text import TextPolicy
 from store import checkpoints
 from store.errors import UserError
-from store.records import Checkpoint, Completion, FinishReason, Prompt, Sampling, TokenLogprobs
+from store.records import Checkpoint, Sampling
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -85,7 +81,7 @@ class TransformersEngine:
         return TransformersPolicy(checkpoint, dtype, device, self.batch_size, self.cache_gib)
 
 
-class TransformersPolicy:
+class TransformersPolicy(TextPolicy):
     """One checkpoint, ready to sample and to score."""
 
     def __init__(
@@ -96,8 +92,7 @@ class TransformersPolicy:
         batch_size: int,
         cache_gib: float | None = None,
     ) -> None:
-        self._checkpoint = checkpoint
-        self._path = checkpoint.path
+        super().__init__(checkpoint)
         self._dtype = dtype
         self._device = device
         self._batch_size = batch_size
@@ -105,104 +100,25 @@ class TransformersPolicy:
         self._weights: Any = None
         self._made_decoder: Decoder | None = None
         self._said: set[str] = set()
-        # A judge of the user's may ask from several threads, and decoding changes the model.
-        self._alone = threading.Lock()
 
-    def sample(
-        self, prompts: Sequence[Prompt], *, sampling: Sampling, seeds: Sequence[Sequence[int]]
-    ) -> list[list[Completion]]:
-        """One completion for each seed of each prompt, in order; equal seeds give equal ones."""
-        asked: list[tuple[tuple[int, int], Row]] = []
-        for place, (prompt, its_seeds) in enumerate(zip(prompts, seeds, strict=True)):
-            ids = tuple(self.prompt_ids(prompt))
-            room = min(sampling.max_tokens, self._room(ids))
-            if room > 0:
-                asked += [((place, n), Row(ids, seed, room)) for n, seed in enumerate(its_seeds)]
-        # By length, so that little is padding.
-        asked.sort(key=lambda each: (len(each[1].prompt), each[0]))
-        sampled: dict[tuple[int, int], Completion] = {}
-        with self._alone:
-            for batch, served in self._batches([row for _, row in asked]):
-                rows = [asked[n][1] for n in batch]
-                for n, completion in zip(batch, self._sample(rows, sampling, served), strict=True):
-                    sampled[asked[n][0]] = completion
-        return [
-            [sampled[place, n] for n in range(len(its_seeds)) if (place, n) in sampled]
-            for place, its_seeds in enumerate(seeds)
-        ]
+    def _score(
+        self, starts: Sequence[Ids], answers: Sequence[Ids], dropout_seed: int | None
+    ) -> list[list[float]]:
+        with dropout(self._model, dropout_seed):
+            return token_logprobs(self._model, starts, answers, rows=self._batch_size)
 
-    def logprobs(
-        self,
-        prompts: Sequence[Prompt],
-        completions: Sequence[Completion],
-        *,
-        dropout_seed: int | None = None,
-    ) -> list[TokenLogprobs]:
-        """Raw log-probabilities of each completion's tokens after its prompt.
-
-        dropout_seed: keep the model's dropout on, drawn from this seed; None switches it off.
-        """
-        if not prompts:
-            return []
-        written = {prompt.messages: prompt for prompt in prompts}
-        starts = {messages: self.prompt_ids(prompt) for messages, prompt in written.items()}
-        with self._alone, dropout(self._model, dropout_seed):
-            scored = token_logprobs(
-                self._model,
-                [starts[prompt.messages] for prompt in prompts],
-                [completion.token_ids for completion in completions],
-                rows=self._batch_size,
+    def _draw(self, rows: Sequence[Row], sampling: Sampling) -> list[Drawn]:
+        drawn: dict[int, Drawn] = {}
+        for batch, served in self._batches(rows):
+            drawn |= zip(
+                batch, self._drawn([rows[n] for n in batch], sampling, served), strict=True
             )
-        return [TokenLogprobs(logprobs=tuple(logps)) for logps in scored]
-
-    def write(self, text: str) -> Completion:
-        """`text` as a completion that nobody sampled: encoded, with the end of turn."""
-        ids = self._tokenizer.encode(text, add_special_tokens=False)
-        return Completion(text=text, token_ids=(*ids, self._end_ids[0]), finish_reason="stop")
-
-    def decode(self, token_ids: Sequence[int]) -> str:
-        """The text that these tokens are, control tokens left out."""
-        text: str = self._tokenizer.decode(
-            list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
-        return text
-
-    def prompt_ids(self, prompt: Prompt) -> list[int]:
-        """The token ids that the prompt becomes, up to where the answer begins."""
-        return prompt_ids(self._tokenizer, prompt)
-
-    def room(self, prompt: Prompt) -> int:
-        """How many tokens of answer the context holds after the prompt; below 1, it is too long."""
-        return self._room(self.prompt_ids(prompt))
+        return [drawn[n] for n in range(len(rows))]
 
     def close(self) -> None:
         """Free the memory of the weights; a later call would load them again."""
         self._weights = self._made_decoder = None
         devices.give_back()
-
-    @cached_property
-    def _tokenizer(self) -> Any:
-        with quiet():
-            return AutoTokenizer.from_pretrained(self._path)
-
-    @cached_property
-    def _end_ids(self) -> tuple[int, ...]:
-        """Tokens that end a turn. The first is the one to write: the tokenizer's own."""
-        found: list[int] = []
-        if self._tokenizer.eos_token_id is not None:
-            found.append(self._tokenizer.eos_token_id)
-        if (self._path / "generation_config.json").is_file():
-            named = GenerationConfig.from_pretrained(self._path).eos_token_id
-        else:
-            named = self._config.eos_token_id
-        if named is not None:
-            found += named if isinstance(named, list) else [named]
-        if not found:
-            raise UserError(
-                f"the checkpoint in {str(self._path)!r} names no token that ends a turn; "
-                "set eos_token in its tokenizer_config.json"
-            )
-        return tuple(dict.fromkeys(found))
 
     @cached_property
     def _pad_id(self) -> int:
@@ -244,19 +160,6 @@ class TransformersPolicy:
                 stacklevel=1,
             )
 
-    def _room(self, ids: Sequence[int]) -> int:
-        return (2**31 if self._positions is None else self._positions) - len(ids)
-
-    @cached_property
-    def _positions(self) -> int | None:
-        """How many tokens the model's context holds; None when its configuration does not say."""
-        found = getattr(self._config.get_text_config(), "max_position_embeddings", None)
-        return None if found is None else int(found)
-
-    @cached_property
-    def _config(self) -> Any:
-        return AutoConfig.from_pretrained(adapters.base_path(self._checkpoint))
-
     def _batches(self, rows: Sequence[Row]) -> Iterator[tuple[list[int], bool]]:
         """Places of rows to sample together, and whether decoding.py serves them."""
         if not rows:
@@ -289,13 +192,13 @@ class TransformersPolicy:
             return int(self._cache_gib * 2**30)
         return cache_bytes(self._model)
 
-    def _sample(self, rows: Sequence[Row], sampling: Sampling, served: bool) -> list[Completion]:
+    def _drawn(self, rows: Sequence[Row], sampling: Sampling, served: bool) -> list[Drawn]:
         stops = None
         if sampling.stop:
             stops = StopStrings(self._tokenizer, sampling.stop, self._end_ids, len(rows))
         try:
             if served:
-                drawn = self._decoder.decode(
+                return self._decoder.decode(
                     rows,
                     sampling,
                     end_ids=self._end_ids,
@@ -303,33 +206,13 @@ class TransformersPolicy:
                     most=self._batch_size,
                     bytes_at_once=self._cache_bytes,
                 )
-            else:
-                drawn = generating.generate(
-                    self._model,
-                    rows,
-                    sampling,
-                    end_ids=self._end_ids,
-                    pad_id=self._pad_id,
-                    stops=stops,
-                )
+            return generating.generate(
+                self._model,
+                rows,
+                sampling,
+                end_ids=self._end_ids,
+                pad_id=self._pad_id,
+                stops=stops,
+            )
         except FloatingPointError as error:
             raise FloatingPointError(f"the weights in {str(self._path)!r} give {error}") from error
-        return [
-            self._completion(row, each, sampling) for row, each in zip(rows, drawn, strict=True)
-        ]
-
-    def _completion(self, row: Row, drawn: Drawn, sampling: Sampling) -> Completion:
-        text = self.decode(drawn.tokens)
-        reason: FinishReason = "stop" if drawn.tokens[-1] in self._end_ids else "length"
-        if drawn.stop_end is not None:
-            reason = "stop_string"
-            found = [text.find(string) for string in sampling.stop]
-            text = text[: min((at for at in found if at >= 0), default=len(text))]
-        return Completion(
-            text=text,
-            token_ids=tuple(drawn.tokens),
-            finish_reason=reason,
-            logprob=math.fsum(drawn.logprobs),
-            seed=row.seed,
-            sampling=sampling,
-        )

@@ -21,7 +21,8 @@ from trl.trainer.utils import FusedCausalLMOutput
 
 from kernels.matmul import fast_float32
 from roles.policy import adapters, devices
-from roles.policy.scoring import Ids, at_once, batches, own_batches
+from roles.policy.rows import Ids
+from roles.policy.scoring import at_once, batches, own_batches
 from roles.trainers import saves
 from roles.trainers.passing import Passing
 from roles.trainers.rows import Tokens

@@ -1,0 +1,309 @@
+"""vLLM behind `vllm serve`: one that runs already, or one that is started and ended here.
+
+It is asked through /v1/completions, with token ids for a prompt. What its workers are asked goes
+through /collective_rpc, which `vllm serve` has in its development mode.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import weakref
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.request import urlopen
+
+from roles.policy.completions import words_of
+from roles.policy.rows import Drawn, Ids, Row
+from roles.policy.server import run_async, shown_address
+from roles.policy.settling import backoff_s
+from roles.policy.vllm import WORKER, Gone, number
+from roles.policy.vllm_offline import settings
+from store.errors import UserError
+from store.records import Checkpoint, Sampling
+
+Found = TypeVar("Found")
+RETRIES = 5
+"""How often a call is made again that failed in a way that may pass."""
+POLLED_S = 0.5
+LEAVE_S = 60.0
+"""What a server is given to end in order."""
+MODE = "VLLM_SERVER_DEV_MODE"
+_PDEATHSIG = 1  # of prctl(2)
+
+
+class Served:
+    """See vllm.Running. A server that runs already, and stays when the run has ended.
+
+    url: with or without /v1 at its end. folder: of the whole weights, which it is to read.
+    key: that it wants, or "". timeout_s: of a call, and of waiting for a server that is away.
+    """
+
+    def __init__(
+        self, url: str, folder: Path, concurrency: int, timeout_s: float, key: str = ""
+    ) -> None:
+        self._root = shown_address(url).removesuffix("/v1")
+        self._key, self._timeout_s = key, timeout_s
+        self._at_once = concurrency
+        self._wait()
+        listed = self._get("/v1/models")["data"]
+        self._model = str(next(each["id"] for each in listed if not each.get("parent")))
+        self._adapters: set[str] = set()
+        if not isinstance(self, Started):
+            self.reload(folder)
+
+    def draw(
+        self, rows: Sequence[Row], sampling: Sampling, end_ids: Ids, adapter: Checkpoint | None
+    ) -> list[Drawn]:
+        """A call for each row. What they begin with alike is in vLLM's prefix cache."""
+        bodies = [
+            {
+                **settings(row, sampling, end_ids),
+                "prompt": list(row.prompt),
+                "logprobs": 0,
+                "return_token_ids": True,
+            }
+            for row in rows
+        ]
+        drawn = []
+        for said in self._completed(bodies, adapter):
+            tokens = list(said["token_ids"])
+            logps = list(said["logprobs"]["token_logprobs"])
+            by_string = isinstance(said.get("stop_reason"), str)
+            drawn.append(Drawn(tokens, logps, len(tokens) if by_string else None))
+        return drawn
+
+    def score(self, texts: Sequence[Ids], adapter: Checkpoint | None) -> list[list[float]]:
+        bodies = [
+            {"prompt": list(ids), "max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 0}
+            for ids in texts
+        ]
+        return [
+            [
+                at[str(token)]["logprob"]
+                for at, token in zip(said["prompt_logprobs"][1:], ids[1:], strict=True)
+            ]
+            for said, ids in zip(self._completed(bodies, adapter), texts, strict=True)
+        ]
+
+    def chat_ids(self, question: str) -> list[int]:
+        asked = {"model": self._model, "messages": [{"role": "user", "content": question}]}
+        return list(self._post("/tokenize", asked)["tokens"])
+
+    def add(self, adapter: Checkpoint) -> None:
+        name = str(number(adapter))
+        if name not in self._adapters:
+            body = {"lora_name": name, "lora_path": str(adapter.path), "load_inplace": True}
+            self._post("/v1/load_lora_adapter", body)
+            self._adapters.add(name)
+
+    def ask(self, method: str, *arguments: str) -> list[Any]:
+        try:
+            said = self._post("/collective_rpc", {"method": method, "args": list(arguments)})
+        except UserError as error:
+            raise UserError(
+                f"{self._root} does not say which weights it has ({error}); it is to be started "
+                f"with Ratchet beside it, as {MODE}=1 vllm serve FOLDER "
+                f"--worker-extension-cls {WORKER}"
+            ) from None
+        return list(said["results"])
+
+    def reload(self, folder: Path) -> None:
+        if self._get("/is_sleeping")["is_sleeping"]:
+            self._post("/wake_up?tags=weights", None)
+        body = {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}}
+        self._post("/collective_rpc", body)
+        self._post("/wake_up", None)
+        # What was kept of texts was computed with other weights.
+        self._post("/reset_prefix_cache", None)
+        self._adapters.clear()
+
+    def sleep(self) -> None:
+        self._post("/sleep?level=2", None)
+
+    def close(self) -> None:
+        """Somebody else started it, and ends it."""
+
+    # Calls
+
+    def _completed(
+        self, bodies: Sequence[dict[str, Any]], adapter: Checkpoint | None
+    ) -> list[dict[str, Any]]:
+        """The one choice of each completion, in order."""
+        model = self._model if adapter is None else str(number(adapter))
+
+        async def all_of(client: Any) -> list[dict[str, Any]]:
+            free = asyncio.Semaphore(self._at_once)
+
+            async def one(body: dict[str, Any]) -> dict[str, Any]:
+                async with free:
+                    said = await self._called(client, "post", "/v1/completions", body)
+                choice: dict[str, Any] = said["choices"][0]
+                return choice
+
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(one(body | {"model": model})) for body in bodies]
+            return [task.result() for task in tasks]
+
+        return self._with_client(all_of)
+
+    def _get(self, path: str) -> Any:
+        return self._with_client(lambda client: self._called(client, "get", path, None))
+
+    def _post(self, path: str, body: dict[str, Any] | None) -> Any:
+        return self._with_client(lambda client: self._called(client, "post", path, body))
+
+    def _with_client(self, work: Callable[[Any], Awaitable[Found]]) -> Found:
+        import openai
+
+        async def done() -> Found:
+            client = openai.AsyncOpenAI(
+                base_url=self._root, api_key=self._key or "none", max_retries=0, timeout=None
+            )
+            try:
+                return await work(client)
+            finally:
+                await client.close()
+
+        try:
+            return run_async(done())
+        except* Gone as gone:
+            raise gone.exceptions[0] from None
+        except* UserError as wrong:
+            raise wrong.exceptions[0] from None
+
+    async def _called(self, client: Any, how: str, path: str, body: dict[str, Any] | None) -> Any:
+        """What the server answers, asked again while that may help. Raises Gone and UserError."""
+        import openai
+
+        said = ""
+        for tried in range(RETRIES + 1):
+            if tried:
+                await asyncio.sleep(backoff_s(tried - 1))
+            try:
+                async with asyncio.timeout(self._timeout_s):
+                    given = {} if how == "get" else {"body": body}
+                    return await getattr(client, how)(path, cast_to=object, **given)
+            except TimeoutError:
+                said = f"no answer within {self._timeout_s:g} s"
+            except openai.APIStatusError as error:
+                said = words_of(error.body, self._key)
+                if error.status_code not in (408, 409, 429, 502, 503, 504):
+                    raise UserError(
+                        f"{self._root}{path} answered {error.status_code}: {said}"
+                    ) from None
+            except openai.APIConnectionError as error:
+                said = " ".join(str(error.__cause__ or error).split())
+            if not self._alive():
+                break
+        raise Gone(f"{self._root} is gone: {said}")
+
+    def _wait(self) -> None:
+        """Until the server is ready. Raises UserError."""
+        end = time.monotonic() + self._timeout_s
+        while True:
+            try:
+                with urlopen(f"{self._root}/health", timeout=5.0):
+                    return
+            except OSError as error:
+                said = " ".join(str(error).split())
+            if not self._alive() or time.monotonic() > end:
+                raise UserError(f"vLLM does not answer at {self._root}: {said}{self._log_end()}")
+            time.sleep(POLLED_S)
+
+    def _alive(self) -> bool:
+        """Whether it can be back: of somebody else's server nobody knows."""
+        return True
+
+    def _log_end(self) -> str:
+        return ""
+
+
+class Started(Served):
+    """One that is started and ended here, on 127.0.0.1. Its log is a file, named where it fails.
+
+    arguments: of vLLM's, by their names in Python.
+    """
+
+    def __init__(self, arguments: dict[str, Any], concurrency: int, timeout_s: float) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        descriptor, name = tempfile.mkstemp(prefix="ratchet-vllm-", suffix=".log")
+        self._log = Path(name)
+        home = Path(__file__).resolve().parents[2]
+        found = os.pathsep.join(filter(None, [str(home), os.environ.get("PYTHONPATH")]))
+        own = {MODE: "1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True", "PYTHONPATH": found}
+        told = ["serve", arguments["model"], "--host", "127.0.0.1", "--port", str(port)]
+        with os.fdopen(descriptor, "wb") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "vllm.entrypoints.cli.main", *told, *_flags(arguments)],
+                env={**os.environ, **own},
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,  # a Ctrl-C asks the run to stop after its batch
+                preexec_fn=_end_with_its_parent if sys.platform == "linux" else None,
+            )
+        self._finalizer = weakref.finalize(self, _end, self._process)
+        try:
+            super().__init__(
+                f"http://127.0.0.1:{port}", Path(arguments["model"]), concurrency, timeout_s
+            )
+        except BaseException:
+            self._finalizer()
+            raise
+
+    def close(self) -> None:
+        self._finalizer()
+        self._log.unlink(missing_ok=True)
+
+    def _alive(self) -> bool:
+        return self._process.poll() is None
+
+    def _log_end(self) -> str:
+        lines = self._log.read_text(errors="replace").splitlines()
+        wrong = [line for line in lines if "Error" in line] or lines
+        return f"; its log, {self._log}, ends: {wrong[-1][-400:] if wrong else ''}"
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a server in order, or else by force; its memory has returned then."""
+    for how in (signal.SIGTERM, signal.SIGKILL):
+        if process.poll() is None:
+            os.killpg(process.pid, how)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(LEAVE_S)
+    # The memory is held by another process of the group.
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def _flags(arguments: dict[str, Any]) -> list[str]:
+    """The arguments as `vllm serve` takes them."""
+    flags = []
+    for name, value in arguments.items():
+        flag = name.replace("_", "-")
+        if name == "model" or value is None:
+            continue
+        if isinstance(value, bool):
+            flags.append(f"--{flag}" if value else f"--no-{flag}")
+        elif isinstance(value, dict | list):
+            flags += [f"--{flag}", json.dumps(value)]
+        else:
+            flags += [f"--{flag}", str(value)]
+    return flags
+
+
+def _end_with_its_parent() -> None:
+    ctypes.CDLL(None).prctl(_PDEATHSIG, signal.SIGTERM)

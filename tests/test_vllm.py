@@ -1,0 +1,229 @@
+"""The real vLLM, in process and as a server, on the embedded model: `make test-vllm`.
+
+Its build for CPUs has an environment of its own; where there is none these tests are left out.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import small_model
+from roles.policy.transformers import TransformersEngine
+from roles.policy.vllm import VllmEngine
+from small_model import checkpoint, examples, question
+from store import checkpoints
+from store.errors import UserError
+from store.records import Checkpoint, Completion, Prompt, Sampling
+from test_adapters import lora, train
+
+pytest.importorskip("vllm")
+pytestmark = pytest.mark.vllm
+ENGINE: dict[str, Any] = {"dtype": "float32", "cache_gib": 0.25, "extra": {"enforce_eager": True}}
+PROMPTS = [question(f"What is the sum of {n} and {n + 8}?") for n in range(6)]
+SAMPLING = Sampling(temperature=1.0, max_tokens=12)
+GREEDY = Sampling(temperature=0.0, max_tokens=12)
+SHAPE = {"hidden_size": 128, "intermediate_size": 256}  # heads of 32, which vLLM has kernels for
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Checkpoint]:
+    """Two of one shape, and an adapter of the first."""
+    folder = tmp_path_factory.mktemp("models")
+    made = {
+        name: checkpoint(small_model.build(folder / name, seed, **SHAPE))
+        for seed, name in enumerate(("first", "second"))
+    }
+    train(lora(), examples(made["first"].path, 8), made["first"], folder / "adapter")
+    return made | {"adapter": checkpoint(folder / "adapter", made["first"])}
+
+
+@pytest.fixture(scope="module", params=["in process", "served"])
+def engine(request: pytest.FixtureRequest) -> Iterator[VllmEngine]:
+    found = VllmEngine(**ENGINE, serve=request.param == "served")
+    yield found
+    found.rest()
+
+
+def ours(model: Checkpoint) -> Any:
+    return TransformersEngine(device="cpu").open(model)
+
+
+def greedy(policy: Any) -> list[tuple[int, ...]]:
+    seeds = [[0]] * len(PROMPTS)
+    return [one[0].token_ids for one in policy.sample(PROMPTS, sampling=GREEDY, seeds=seeds)]
+
+
+def sampled(policy: Any, sampling: Sampling = SAMPLING, prompts: Any = PROMPTS) -> Any:
+    seeds = [[100 * n + m for m in range(4)] for n, _ in enumerate(prompts)]
+    return policy.sample(prompts, sampling=sampling, seeds=seeds)
+
+
+def flat(groups: list[list[Completion]]) -> list[Completion]:
+    return [one for group in groups for one in group]
+
+
+@pytest.mark.parametrize("name", ["first", "second", "adapter"])
+def test_it_computes_what_transformers_does(
+    name: str, engine: VllmEngine, models: dict[str, Checkpoint]
+) -> None:
+    policy, other = engine.open(models[name]), ours(models[name])
+    assert greedy(policy) == greedy(other)
+    drawn = sampled(policy)
+    assert [len(group) for group in drawn] == [4] * len(PROMPTS)
+    asked = [prompt for prompt in PROMPTS for _ in range(4)]
+    for way in (policy, other):
+        scored = way.logprobs(asked, flat(drawn))
+        for one, found in zip(flat(drawn), scored, strict=True):
+            assert len(found.logprobs) == len(one.token_ids)
+            assert one.logprob == pytest.approx(sum(found.logprobs), abs=2e-3)
+    policy.close()
+
+
+def test_equal_seeds_give_equal_answers_in_whatever_company(
+    engine: VllmEngine, models: dict[str, Checkpoint]
+) -> None:
+    policy = engine.open(models["first"])
+    together = sampled(policy)
+    assert len({one.token_ids for one in flat(together)}) > len(PROMPTS)
+    assert sampled(policy) == together
+    alone = policy.sample(PROMPTS[2:3], sampling=SAMPLING, seeds=[[201, 203]])
+    assert [one.text for one in alone[0]] == [together[2][1].text, together[2][3].text]
+
+
+def test_answers_end_as_they_are_to(engine: VllmEngine, models: dict[str, Checkpoint]) -> None:
+    policy = engine.open(models["first"])
+    plain = flat(sampled(policy, replace(SAMPLING, max_tokens=200)))
+    stop = next(one.text[2:4] for one in plain if len(one.text) > 8)
+    stopped = flat(sampled(policy, replace(SAMPLING, max_tokens=200, stop=(stop,))))
+    reasons = {one.finish_reason for one in stopped}
+    assert "stop_string" in reasons
+    for before, after in zip(plain, stopped, strict=True):
+        assert stop not in after.text
+        assert before.text.partition(stop)[0] == after.text
+        ended = before.finish_reason if stop not in before.text else "stop_string"
+        assert after.finish_reason == ended
+    for one in plain:
+        last = one.token_ids[-1]
+        assert (one.finish_reason == "stop") == (last in policy._end_ids)
+
+
+def test_what_is_too_long_gets_no_answer(
+    engine: VllmEngine, models: dict[str, Checkpoint]
+) -> None:
+    policy = engine.open(models["first"])
+    long = question("sum " * 400)
+    room = policy.room(PROMPTS[0])
+    assert policy.room(long) < 1
+    (few, none) = sampled(policy, replace(SAMPLING, max_tokens=999), [PROMPTS[0], long])
+    assert len(few) == 4
+    assert none == []
+    assert max(len(one.token_ids) for one in few) <= room
+    whole = [one for one in few if one.finish_reason == "length"]
+    assert all(len(one.token_ids) == room for one in whole)
+    policy.logprobs([PROMPTS[0]] * 4, few)
+
+
+# Planted faults: each is found before a token is drawn.
+
+
+def copied(model: Checkpoint, into: Path) -> Checkpoint:
+    shutil.copytree(model.path, into)
+    return replace(checkpoint(into), path=into)
+
+
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [
+        ("model.safetensors", "the content of"),
+        ("chat_template.jinja", "the chat template of"),
+        ("tokenizer.json", "the tokenizer of"),
+    ],
+)
+def test_a_folder_that_was_changed_is_refused(
+    file: str, said: str, engine: VllmEngine, models: dict[str, Checkpoint], tmp_path: Path
+) -> None:
+    model = copied(models["first"], tmp_path / "model")
+    changed = model.path / file
+    if file == "model.safetensors":
+        weights = load_file(changed)
+        weights["model.norm.weight"][0] += 1.0
+        save_file(weights, changed, {"format": "pt"})
+    elif file == "chat_template.jinja":
+        changed.write_text(changed.read_text() + " ")
+    else:
+        table = json.loads(changed.read_text())
+        table["model"]["merges"].pop()
+        changed.write_text(json.dumps(table))
+    with pytest.raises(UserError, match=said):
+        greedy(engine.open(model))
+
+
+def test_an_engine_that_kept_its_old_weights_stops_the_run(
+    engine: VllmEngine, models: dict[str, Checkpoint], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = engine.open(models["first"])
+    greedy(first)
+    running = engine._running
+    monkeypatch.setattr(type(running), "reload", lambda *_: None)
+    with pytest.raises(UserError, match=r"computes with other weights than those in .*second"):
+        greedy(engine.open(models["second"]))
+    monkeypatch.undo()
+    assert greedy(engine.open(models["second"])) == greedy(ours(models["second"]))
+
+
+@pytest.mark.parametrize("wrong", ["template", "tokenizer"])
+def test_an_engine_with_another_tokenizer_or_template_stops_the_run(
+    wrong: str, engine: VllmEngine, models: dict[str, Checkpoint], tmp_path: Path
+) -> None:
+    engine.rest()
+    other = copied(models["first"], tmp_path / "other").path
+    if wrong == "template":
+        file = other / "chat_template.jinja"
+        file.write_text(file.read_text().replace("helpful", "other"))
+    else:
+        file = other / "tokenizer.json"
+        table = json.loads(file.read_text())
+        del table["model"]["merges"][::2]
+        file.write_text(json.dumps(table))
+    started_with = {**ENGINE, "extra": {**ENGINE["extra"], "tokenizer": str(other)}}
+    engine = VllmEngine(**started_with, serve=engine.serve)
+    with pytest.raises(UserError, match="does not write a chat as"):
+        greedy(engine.open(models["first"]))
+    assert engine._running is None
+
+
+def children() -> set[int]:
+    return {each.pid for each in psutil.Process().children(recursive=True)}
+
+
+def test_what_rests_has_given_its_memory_back_and_what_died_is_begun_anew(
+    engine: VllmEngine, models: dict[str, Checkpoint]
+) -> None:
+    engine.rest()
+    before = children()
+    policy = engine.open(models["first"])
+    expected = sampled(policy)
+    there = children() - before
+    assert there
+    for pid in there:
+        if "EngineCore" in psutil.Process(pid).name() or "EngineCore" in " ".join(
+            psutil.Process(pid).cmdline()
+        ):
+            os.kill(pid, signal.SIGKILL)
+    with pytest.warns(UserWarning, match="begun anew"):
+        assert sampled(policy) == expected
+    engine.rest()
+    assert not any(psutil.pid_exists(pid) for pid in children() - before)
