@@ -1,8 +1,8 @@
-"""Open a database: the only place that knows which database it is.
+"""Open a database: SQLite here, PostgreSQL in store/postgres.py.
 
-A transaction says whether it will write. On SQLite a writing one takes the lock when it begins:
-one that reads first and then writes could otherwise fail half-way with "database is locked",
-whatever the busy timeout.
+A transaction says whether it will write. A writing one takes the lock when it begins: on SQLite one
+that reads first and then writes could otherwise fail half-way with "database is locked", whatever
+the busy timeout.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event
-from sqlalchemy.exc import DatabaseError
+from sqlalchemy.exc import DBAPIError
 from sqlmodel import Session
 
+from store import postgres
 from store.errors import UserError
 
 BUSY_TIMEOUT_S = 30.0
@@ -66,22 +67,30 @@ def write_ahead(engine: Engine) -> None:
 
 @contextmanager
 def reported(engine: Engine) -> Iterator[None]:
-    """Raises UserError where the file, and not our use of it, is what is wrong."""
+    """Raises UserError where the database, and not our use of it, is what is wrong."""
     try:
         yield
-    except (DatabaseError, sqlite3.Error) as error:
-        found = error.orig if isinstance(error, DatabaseError) else error
+    except (DBAPIError, engine.dialect.loaded_dbapi.Error) as error:
+        if is_postgres(engine):
+            if (told := postgres.told(engine, error)) is not None:
+                raise UserError(told) from error
+            raise
+        found = error.orig if isinstance(error, DBAPIError) else error
         code = getattr(found, "sqlite_errorcode", 0) & 0xFF  # above it: the extended code
         if code in REFUSED:
             raise UserError(f"{engine.url.database} {REFUSED[code]} ({found})") from error
         raise
 
 
+def is_postgres(engine: Engine) -> bool:
+    return engine.dialect.name == "postgresql"
+
+
 @contextmanager
 def transaction(engine: Engine, *, writes: bool) -> Iterator[Session]:
     """A session that commits when the block ends and rolls back when it raises.
 
-    Raises UserError where the file cannot be used.
+    Raises UserError where the database cannot be used.
     """
     with (
         reported(engine),
@@ -93,6 +102,30 @@ def transaction(engine: Engine, *, writes: bool) -> Iterator[Session]:
         session.flush()
 
 
+def check_postgres(url: str, password_env: str | None) -> None:
+    """Raises UserError when no run could be made there."""
+    engine = postgres.connect(postgres.Place(url, "none", password_env))
+    named, sql = (
+        postgres.shown(engine.url),
+        (
+            "SELECT current_setting('server_version_num')::int / 10000, "
+            "has_database_privilege(current_database(), 'CREATE')"
+        ),
+    )
+    try:
+        with transaction(engine, writes=False) as session:
+            version, may = session.connection().exec_driver_sql(sql).one()
+    finally:
+        engine.dispose()
+    if version < postgres.OLDEST:
+        raise UserError(f"{named} is PostgreSQL {version}; a run needs {postgres.OLDEST} or newer")
+    if not may:
+        raise UserError(
+            f"{named} does not let us make a schema; right is: GRANT CREATE ON DATABASE "
+            f"{engine.url.database} TO {engine.url.username or 'USER'}"
+        )
+
+
 @contextmanager
 def only_reading(session: Session) -> Iterator[Connection]:
     """The session's connection, which meanwhile changes nothing, whatever it is told.
@@ -100,15 +133,31 @@ def only_reading(session: Session) -> Iterator[Connection]:
     Raises UserError for what would change something.
     """
     connection = session.connection()
-    connection.exec_driver_sql("PRAGMA query_only = ON")
+    own: Any = connection.connection.driver_connection
+    on_postgres = is_postgres(connection.engine)
+    if on_postgres:
+        own.prepare_threshold, before = 0, own.prepare_threshold  # prepared: one statement, not two
+    else:
+        connection.exec_driver_sql("PRAGMA query_only = ON")
     try:
         yield connection
-    except DatabaseError as error:
-        if getattr(error.orig, "sqlite_errorcode", 0) == sqlite3.SQLITE_READONLY:
+    except DBAPIError as error:
+        if _would_change(error.orig):
+            url = connection.engine.url
+            named = postgres.shown(url) if on_postgres else url.database
             raise UserError(
-                f"a question to {connection.engine.url.database} reads and changes nothing, and "
+                f"a question to {named} reads and changes nothing, and "
                 "this one would; it is a SELECT"
             ) from error
         raise
     finally:
-        connection.exec_driver_sql("PRAGMA query_only = OFF")
+        if on_postgres:
+            own.prepare_threshold = before
+        else:
+            connection.exec_driver_sql("PRAGMA query_only = OFF")
+
+
+def _would_change(error: Any) -> bool:
+    """Whether a database refused because nothing may be changed: what each of them calls it."""
+    code = getattr(error, "sqlite_errorcode", getattr(error, "sqlstate", None))
+    return code in (sqlite3.SQLITE_READONLY, "25006")

@@ -15,11 +15,14 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
 
-from sqlalchemy import update
+from sqlalchemy import inspect, update
 from sqlmodel import Session, col, select
 
 from store import rows
+from store.connect import transaction
+from store.copying import TABLES, copy_rows
 from store.errors import UserError
+from store.postgres import Place
 from store.records import (
     Checkpoint,
     CheckpointStatus,
@@ -48,6 +51,8 @@ from store.tables import (
 
 SAMPLED = ("generated_tokens", "judge_tokens", "proposed_tokens", "making_tokens")
 """How a round counts the tokens that were sampled in it."""
+NOBODY = "?:?:?"
+"""A driver that holds the lease and has not said its name yet."""
 
 
 class Store(Stages):
@@ -80,11 +85,64 @@ class Store(Stages):
             run.driver, run.driver_seen = None, None
             run.started, run.ended = now(), None
 
-    def copy_to(self, file: Path) -> None:
-        """A whole copy of the database, also while somebody reads or writes it."""
-        source: Any = self._engine.raw_connection()
-        with contextlib.closing(source), contextlib.closing(sqlite3.connect(file)) as copy:
-            source.driver_connection.backup(copy)
+    def copy_to(self, database: Path, place: Place | None = None) -> Store:
+        """A whole copy of the store, also while somebody reads or writes this one.
+
+        place: where in PostgreSQL the copy is to be. None: in the SQLite file `database`.
+        """
+        if self.place is None and place is None:
+            source: Any = self._engine.raw_connection()
+            with contextlib.closing(source), contextlib.closing(sqlite3.connect(database)) as copy:
+                source.driver_connection.backup(copy)
+            return Store(database)
+        made = Store(database, create=True, place=place)
+        try:
+            with self._read() as session, transaction(made._engine, writes=True) as into:
+                copy_rows(session.connection(), into.connection())
+        except BaseException:
+            made.discard()
+            made.close()
+            raise
+        made.close()
+        return Store(database, place=place)
+
+    def discard(self) -> None:
+        """Give back what a run that comes to nothing has in PostgreSQL. A file goes with its
+        folder."""
+        if self.place is not None:
+            with transaction(self._engine, writes=True) as session:
+                drop = f'DROP SCHEMA IF EXISTS "{self.place.schema}" CASCADE'
+                session.connection().exec_driver_sql(drop)
+
+    def unsound(self) -> list[str]:
+        """What the database itself finds wrong with how it is kept."""
+        if self.place is None:
+            found = [next(iter(row.values())) for row in self.query("PRAGMA integrity_check")]
+            return [each for each in found if each != "ok"]
+        for table in TABLES:  # what cannot be read raises
+            self.query(f"SELECT sum(length(kept::text)) FROM {table.name} AS kept")
+        return []
+
+    def lost_keys(self) -> list[tuple[str, int, str]]:
+        """(table, row, the table in which it names a row that is not there)."""
+        if self.place is None:
+            rows = self.query("PRAGMA foreign_key_check")
+            return [(row["table"], row["rowid"], row["parent"]) for row in rows]
+        return [
+            (table.name, row["id"], key.column.table.name)
+            for table in TABLES
+            for key in table.foreign_keys
+            for row in self.query(
+                f"SELECT child.{next(iter(table.primary_key.columns)).name} AS id "
+                f"FROM {table.name} AS child LEFT JOIN {key.column.table.name} AS parent "
+                f"ON parent.id = child.{key.parent.name} "
+                f"WHERE child.{key.parent.name} IS NOT NULL AND parent.id IS NULL"
+            )
+        ]
+
+    def count_tables(self) -> int:
+        with self._read() as session:
+            return len(inspect(session.connection()).get_table_names())
 
     def run(self) -> Run | None:
         """The run that this store belongs to. None until it was created."""
@@ -145,20 +203,33 @@ class Store(Stages):
         """Become the run's only driver. Returns the one who is, if it is another and alive.
 
         timeout: after this long without `renew_lease` a driver counts as dead.
-        dead: drivers that the caller knows to be dead.
+        dead: drivers that the caller knows to be dead. PostgreSQL knows that itself: a driver's
+        lock goes with its connection.
         """
-        with self._write() as session:
+        held = None if self._lock is None else self._lock.hold(timeout)
+        with self._write(fenced=False) as session:
             run = session.get_one(RunRow, self._run_id)
             fresh = run.driver_seen is not None and now() - run.driver_seen < timeout
-            if run.driver not in (None, driver, *dead) and fresh:
-                return run.driver
+            alive = run.driver not in (None, driver, *dead) and fresh
+            if alive if held is None else not held:
+                return run.driver or NOBODY
             run.driver, run.driver_seen, run.stop_requested = driver, now(), False
             session.add(run)
+        self._driver = driver if held else None
         return None
+
+    def is_driven(self) -> bool | None:
+        """Whether some process holds the run's lease. None: SQLite cannot know."""
+        if self._lock is None:
+            return None
+        with self._read() as session:
+            return self._lock.is_held(session.connection())
 
     def renew_lease(self, driver: str) -> bool:
         """Say that the driver lives. False: another has taken over."""
-        with self._write() as session:
+        if self._lock is not None and not self._lock.hold():
+            return False
+        with self._write(fenced=False) as session:
             held = update(RunRow).where(
                 col(RunRow.id) == self._run_id, col(RunRow.driver) == driver
             )
@@ -166,11 +237,16 @@ class Store(Stages):
             return done.rowcount == 1
 
     def release_lease(self, driver: str) -> None:
-        with self._write() as session:
-            held = update(RunRow).where(
-                col(RunRow.id) == self._run_id, col(RunRow.driver) == driver
-            )
-            session.execute(held.values(driver=None, driver_seen=None))
+        self._driver = None
+        try:
+            with self._write() as session:
+                held = update(RunRow).where(
+                    col(RunRow.id) == self._run_id, col(RunRow.driver) == driver
+                )
+                session.execute(held.values(driver=None, driver_seen=None))
+        finally:
+            if self._lock is not None:
+                self._lock.release()
 
     # Rounds
 

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 
 from sqlalchemy import Connection, inspect, text
 
+from store import postgres
 from store.errors import UserError
 
 FIRST = (
@@ -269,25 +270,39 @@ FIRST = (
 )
 
 
+RING = """,
+        FOREIGN KEY(parent_candidate_id) REFERENCES candidate (id)"""
+"""prompt > candidate > asked > prompt. PostgreSQL refuses to name a table that is not there yet."""
+
+
+def _execute(connection: Connection, statement: str) -> None:
+    on_postgres = connection.dialect.name == "postgresql"
+    connection.execute(text(postgres.ddl(statement) if on_postgres else statement))
+
+
 def m001_the_first_tables(connection: Connection) -> None:
+    on_postgres = connection.dialect.name == "postgresql"
     for statement in FIRST:
-        connection.execute(text(statement))
+        _execute(connection, statement.replace(RING, "") if on_postgres else statement)
+    if on_postgres:
+        _execute(
+            connection,
+            f"ALTER TABLE prompt ADD {RING.lstrip(', ')} DEFERRABLE",
+        )
 
 
 def m002_suites_labels_and_items(connection: Connection) -> None:
-    connection.execute(
-        text("ALTER TABLE prompt ADD COLUMN suite VARCHAR NOT NULL DEFAULT 'held_out'")
-    )
-    connection.execute(text("ALTER TABLE example ADD COLUMN label BOOLEAN"))
-    connection.execute(text("ALTER TABLE evaluation ADD COLUMN items JSON"))
+    _execute(connection, "ALTER TABLE prompt ADD COLUMN suite VARCHAR NOT NULL DEFAULT 'held_out'")
+    _execute(connection, "ALTER TABLE example ADD COLUMN label BOOLEAN")
+    _execute(connection, "ALTER TABLE evaluation ADD COLUMN items JSON")
 
 
 def m003_members_and_health(connection: Connection) -> None:
-    connection.execute(text("ALTER TABLE verdict ADD COLUMN cached BOOLEAN NOT NULL DEFAULT '0'"))
-    connection.execute(text("ALTER TABLE verdict ADD COLUMN member VARCHAR"))
-    connection.execute(
-        text(
-            """
+    _execute(connection, "ALTER TABLE verdict ADD COLUMN cached BOOLEAN NOT NULL DEFAULT '0'")
+    _execute(connection, "ALTER TABLE verdict ADD COLUMN member VARCHAR")
+    _execute(
+        connection,
+        """
             CREATE TABLE health (
                 id INTEGER NOT NULL,
                 round_id INTEGER NOT NULL,
@@ -302,14 +317,13 @@ def m003_members_and_health(connection: Connection) -> None:
                 UNIQUE (round_id, track, purpose, judge, metric),
                 FOREIGN KEY(round_id) REFERENCES round (id)
             )
-            """
-        )
+            """,
     )
 
 
 def m004_how_a_candidate_was_made(connection: Connection) -> None:
-    connection.execute(text("ALTER TABLE candidate ADD COLUMN made_as VARCHAR"))
-    connection.execute(text("ALTER TABLE candidate ADD COLUMN made_with VARCHAR"))
+    _execute(connection, "ALTER TABLE candidate ADD COLUMN made_as VARCHAR")
+    _execute(connection, "ALTER TABLE candidate ADD COLUMN made_with VARCHAR")
 
 
 MIGRATIONS: tuple[Callable[[Connection], None], ...] = (
@@ -340,12 +354,11 @@ def migrate(connection: Connection) -> None:
             "install the Ratchet that wrote it, or a newer one"
         )
     if found == 0:
-        connection.execute(
-            text(
-                "CREATE TABLE schema_version ("
-                "version INTEGER NOT NULL PRIMARY KEY, name VARCHAR NOT NULL, "
-                "applied VARCHAR NOT NULL)"
-            )
+        _execute(
+            connection,
+            "CREATE TABLE schema_version ("
+            "version INTEGER NOT NULL PRIMARY KEY, name VARCHAR NOT NULL, "
+            "applied VARCHAR NOT NULL)",
         )
     for number, apply in enumerate(MIGRATIONS[found:], start=found + 1):
         apply(connection)

@@ -13,12 +13,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
-from sqlalchemy import Text, insert, text
+from sqlalchemy import Connection, Text, insert, text
 from sqlalchemy import cast as sql_cast
 from sqlalchemy import select as plain_select
 from sqlmodel import Session, SQLModel, col, select
 
-from store import rows
+from store import postgres, rows
 from store.connect import connect, only_reading, transaction, write_ahead
 from store.errors import UserError
 from store.migrations import LATEST, migrate, version
@@ -43,15 +43,24 @@ class Database:
     wrote it.
     """
 
-    def __init__(self, database: Path, *, create: bool = False) -> None:
-        if not create and not database.is_file():
+    def __init__(
+        self, database: Path, *, create: bool = False, place: postgres.Place | None = None
+    ) -> None:
+        """place: where in PostgreSQL the rows are. None: where the run directory says so, if there
+        is one; else in the SQLite file `database`.
+        """
+        if place is None and not create and not database.is_file():
+            place = postgres.found(database.parent)
+        if place is None and not create and not database.is_file():
             raise UserError(f"no run in {database.parent}: it has no {database.name}")
-        self.root = database.parent
-        self._engine = connect(database)
+        self.root, self.place = database.parent, place
+        self._engine = connect(database) if place is None else postgres.connect(place)
+        self._lock = None if place is None else postgres.Lock(self._engine, place.schema)
+        self._driver: str | None = None
         try:
             self._run_id = self._prepare(database, create)
         except BaseException:
-            self._engine.dispose()  # else SQLite's own files stay beside it
+            self.close()  # else SQLite's own files stay beside it
             raise
 
     def _prepare(self, database: Path, create: bool) -> int:
@@ -60,18 +69,26 @@ class Database:
             found = version(session.connection())
         if found == 0 and not create:
             raise UserError(
-                f"{database} holds no run: it is another program's, or its run was ended before "
-                f"it began; delete {self.root} if nothing else is in it"
+                f"{self.place or database} holds no run: it is another program's, or its run was "
+                f"ended before it began; delete {self.root} if nothing else is in it"
             )
-        write_ahead(self._engine)
+        if self.place is None:
+            write_ahead(self._engine)
         if found != LATEST:
             with self._write() as session:
-                migrate(session.connection())
+                self._migrate(session.connection())
         with self._read() as session:
             run = session.exec(select(RunRow)).first()
         return 0 if run is None else cast(int, run.id)
 
+    def _migrate(self, connection: Connection) -> None:
+        if self.place is not None:
+            connection.execute(text(f'CREATE SCHEMA IF NOT EXISTS "{self.place.schema}"'))
+        migrate(connection)
+
     def close(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
         self._engine.dispose()
 
     @contextmanager
@@ -80,8 +97,12 @@ class Database:
             yield session
 
     @contextmanager
-    def _write(self) -> Iterator[Session]:
+    def _write(self, *, fenced: bool = True) -> Iterator[Session]:
+        """fenced: not by a driver whose place another process has taken meanwhile."""
         with transaction(self._engine, writes=True) as session:
+            driver = self._driver if fenced else None
+            if driver is not None and driver != _driver_of(session, self._run_id):
+                raise UserError(f"another process has taken over {self.root}")
             yield session
 
     def query(self, sql: str, **parameters: Any) -> list[dict[str, Any]]:
@@ -96,6 +117,10 @@ class Database:
         counted = Counter(row.counts.get(key, {}))
         counted.update(added)
         row.counts = row.counts | {key: dict(counted)}
+
+
+def _driver_of(session: Session, run_id: int) -> str | None:
+    return session.exec(select(RunRow.driver).where(RunRow.id == run_id)).first()
 
 
 def of_asked(chosen: Any, round_id: int, track: str, purpose: Purpose) -> Any:

@@ -371,7 +371,8 @@ class Stages(Database):
             "JOIN candidate ON candidate.id = judgement.candidate_id "
             "JOIN asked ON asked.id = candidate.asked_id "
             "WHERE asked.round_id = :round AND asked.track = :track AND purpose = :purpose "
-            "AND judge = :judge AND judgement.round_id = :round GROUP BY score ORDER BY score",
+            "AND judge = :judge AND judgement.round_id = :round "
+            "GROUP BY score ORDER BY score NULLS FIRST",
             round=round_id,
             track=track,
             purpose=purpose,
@@ -401,6 +402,7 @@ class Stages(Database):
             "SELECT asked.id AS asked, score, said.status AS status, candidate.tokens AS tokens",
             "judgement",
             (round_id, track, purpose, judge),
+            "ORDER BY said.id",
         )
 
     def judge_versions(
@@ -418,7 +420,8 @@ class Stages(Database):
             "SELECT member, candidate.id AS candidate, value",
             "verdict",
             (round_id, track, purpose, judge),
-            'AND other_candidate_id IS NULL AND "order" IS NULL AND value IS NOT NULL',
+            'AND other_candidate_id IS NULL AND "order" IS NULL AND value IS NOT NULL '
+            "ORDER BY said.id",
         )
 
     def turned(self, round_id: int, track: str, purpose: Purpose, judge: str) -> list[Table]:
@@ -427,7 +430,8 @@ class Stages(Database):
             "SELECT member, candidate.id AS candidate, vote, value",
             "verdict",
             (round_id, track, purpose, judge),
-            'AND other_candidate_id IS NULL AND "order" IS NOT NULL AND value IS NOT NULL',
+            'AND other_candidate_id IS NULL AND "order" IS NOT NULL AND value IS NOT NULL '
+            "ORDER BY said.id",
         )
 
     def comparisons(self, round_id: int, track: str, purpose: Purpose, judge: str) -> list[Table]:
@@ -436,7 +440,8 @@ class Stages(Database):
             "SELECT member, candidate.id AS first, other_candidate_id AS second, value",
             "verdict",
             (round_id, track, purpose, judge),
-            'AND other_candidate_id IS NOT NULL AND "order" IS NOT NULL AND value IS NOT NULL',
+            'AND other_candidate_id IS NOT NULL AND "order" IS NOT NULL AND value IS NOT NULL '
+            "ORDER BY said.id",
         )
 
     def judged_cost(self, round_id: int, track: str, purpose: Purpose, judge: str) -> Table:
@@ -458,7 +463,7 @@ class Stages(Database):
             f"{select} FROM asked JOIN candidate ON candidate.asked_id = asked.id "
             f"JOIN {table} AS said ON said.candidate_id = candidate.id AND said.judge = :judge "
             "AND said.round_id = :round WHERE asked.round_id = :round AND asked.track = :track "
-            f"AND asked.purpose = :purpose {more} ORDER BY said.id",
+            f"AND asked.purpose = :purpose {more}",
             round=round_id,
             track=track,
             purpose=purpose,
