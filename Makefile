@@ -4,7 +4,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 VLLM ?= .venv-vllm
 
-.PHONY: install start test test-slow test-vllm results figures losses judges attacks server costs lint clean
+.PHONY: install start test test-slow test-vllm results figures losses judges attacks server costs \
+	growth-store lint clean
 install: $(VENV)/installed
 
 start: install
@@ -55,6 +56,11 @@ server: $(VENV)/installed-test
 PARTS ?=
 costs: $(VENV)/installed-bench
 	$(BIN)/python tests/benchmarks/costs.py $(PARTS)
+
+# What the store costs as it grows, in SQLite and in PostgreSQL; CANDIDATES="100000 1000000" for more.
+CANDIDATES ?=
+growth-store: $(VENV)/installed-test
+	$(BIN)/python tests/benchmarks/store_growth.py $(CANDIDATES)
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .

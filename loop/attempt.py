@@ -24,7 +24,7 @@ from loop.progress import Progress
 from loop.report import Table
 from loop.screen import line
 from loop.settings import Config
-from store.database import Store
+from store.database import NOBODY, Store
 from store.errors import UserError
 
 LOG_WIDTH = 100
@@ -53,6 +53,7 @@ def start(wish: Wish, out: Console, err: Console) -> int:
     fresh = root is None
     if root is None:
         space.check(config, roles, wish.runs)
+        run.check_store(config)
         name = wish.name or _stem(wish.file if wish.recipe is None else Path(wish.recipe))
         root = run.begin(config, wish.runs, name, roles)
         said = f"begins a new run, {root}"
@@ -150,11 +151,11 @@ def _refuse_driven(root: Path) -> None:
     """Before its settings change under its driver. The lease decides when two come at once."""
     store = Store(root / run.DATABASE)
     try:
-        found = report.the_run(store)
+        found, driven = report.the_run(store), lease.is_driven(store)
     finally:
         store.close()
-    if found.driver is not None and lease.is_alive(found):
-        raise lease.driven(root, found.driver)
+    if driven:
+        raise lease.driven(root, found.driver or NOBODY)
 
 
 class Log(io.TextIOWrapper):

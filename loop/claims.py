@@ -140,7 +140,7 @@ def asked(store: Store, says: str, query: str, **parameters: Any) -> Values:
     told = f"claim {says!r}: its query"
     try:
         # Inside another SELECT it cannot be anything else, and its columns are looked up by name.
-        whole = f"SELECT item, value FROM (\n{query.strip().removesuffix(';')}\n)"
+        whole = f"SELECT item, value FROM (\n{query.strip().removesuffix(';')}\n) AS asked"
         rows = store.query(whole, **parameters)
     except (SQLAlchemyError, sqlite3.Warning) as error:
         cause = getattr(error, "orig", None) or error

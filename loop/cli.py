@@ -141,6 +141,7 @@ def plan(
 
     names.check()
     resolved = read(config, recipe, sets or ())
+    run.check_store(resolved)
     roles = run.load_roles(resolved, weights=False)
     _answer(planning.plan(resolved, roles, gpu, prompt_tokens), planning.view, as_json)
 
@@ -204,6 +205,7 @@ def fork_run(
     else:
         resolved = configuration.read(config, recipe, sets or ())
     run.load_roles(resolved)
+    run.check_store(resolved)
     made = fork.fork(root, resolved, runs, name or "fork")
     _say(f"made {made}; next: loop start {shlex.quote(str(made))}")
 
@@ -227,7 +229,7 @@ def status(given: RunArgument = None, runs: Runs = RUNS, as_json: Json = False) 
     from loop import attempt, lease, report, views
 
     with _opened(given, runs) as store:
-        found = report.status(store, lease.is_alive(report.the_run(store)))
+        found = report.status(store, lease.is_driven(store))
         _answer(found | {"next": attempt.next_step(found)}, views.status, as_json)
 
 

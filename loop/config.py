@@ -189,7 +189,7 @@ def merge(lower: Tables, upper: Tables) -> Tables:
 
 MODEL_KEYS = ("engine", "trainer", "mix")
 """Tables of the top level that a model falls back to."""
-BESIDE = ("stage", "cluster", "server", "cache", "alarms", "budget", "checkpoints")
+BESIDE = ("stage", "cluster", "server", "cache", "alarms", "budget", "checkpoints", "store")
 """Tables that are the same in both forms."""
 USER_KEYS = {
     *("rounds", "seed", "batch_prompts", "prompts", "isolation", "model", "warmup", "track"),
@@ -297,7 +297,7 @@ def _must_be_tables(tables: Tables) -> None:
         if key in SPELLED and isinstance(tables.get(key), str):
             tables[key] = {"use": tables[key]}
         if not isinstance(tables.get(key, {}), dict):
-            raise UserError(f"{key} is a table, found {tables[key]!r}")
+            raise UserError(f"{key} is a table, found {_short(tables[key])}")
     for key in ("track", "models", "server", "stage", "warmup.track"):
         found: Any = tables
         for part in key.split("."):
@@ -336,7 +336,8 @@ def _spoken(place: str) -> str:
 
 
 def _short(value: Any) -> str:
-    written = repr(value)
+    """What was found, without the password that an address may hold."""
+    written = re.sub(r"(://[^:@/\s]*):[^@\s]*@", r"\1:...@", repr(value))
     return written if len(written) <= 60 else written[:57] + "..."
 
 

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from loop import gain, meant
 from loop.report import Table
-from loop.run import DATABASE
+from loop.run import is_run
 from loop.screen import line
 from loop.settings import Config
 from store import checkpoints
@@ -43,7 +43,7 @@ def said(first: Path, second: Path | None, runs: Path) -> tuple[Path | None, Pat
     """(run, folder) of `[RUN] INTO`. Raises UserError for a run without a folder."""
     if second is not None:
         return first, second
-    if any((place / first / DATABASE).is_file() for place in (Path(), runs)):
+    if any(is_run(place / first) for place in (Path(), runs)):
         raise UserError(f"no folder to export into: `loop export {quote(str(first))} FOLDER` does")
     return None, first
 

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import shutil
 import uuid
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from loop import config as configuration
 from loop import lease
-from loop.run import DATABASE, unused, write_config
+from loop.run import DATABASE, new_place, unused, write_config
 from loop.settings import Config, operational
 from store.database import Store
 from store.errors import UserError
+from store.postgres import Place
 from store.records import Run
 
 FIXED = ("seed", "evaluate.", "batch_prompts")
@@ -38,7 +40,7 @@ def fork(root: Path, config: Config, runs: Path, name: str) -> Path:
         run, rounds = store.run(), store.rounds()
         if run is None or not rounds:
             raise UserError(f"{root} has no round yet, so there is nothing to go on from")
-        if lease.is_alive(run) or rounds[-1].status == "running":
+        if lease.is_driven(store) or rounds[-1].status == "running":
             raise UserError(
                 f"round {rounds[-1].number} of {root} is not over; "
                 f"`loop start {root}` ends it, then it can be forked"
@@ -62,7 +64,7 @@ def fork(root: Path, config: Config, runs: Path, name: str) -> Path:
             raise UserError(f"cannot make a run directory under {runs}: {error}") from error
         try:
             write_config(into, config)
-            _copy(store, into, forked, changes)
+            _copy(store, into, new_place(config, into.name), forked, changes)
         except OSError as error:
             shutil.rmtree(into, ignore_errors=True)
             raise UserError(f"cannot copy {root} to {into}: {error}") from error
@@ -71,14 +73,21 @@ def fork(root: Path, config: Config, runs: Path, name: str) -> Path:
     return into
 
 
-def _copy(store: Store, into: Path, forked: Run, changes: list[dict[str, Any]]) -> None:
+def _copy(
+    store: Store,
+    into: Path,
+    place: Place | None,
+    forked: Run,
+    changes: list[dict[str, Any]],
+) -> None:
     left = shutil.ignore_patterns("*.part", "*.gone")  # by a kill
     shutil.copytree(store.root / "checkpoints", into / "checkpoints", symlinks=True, ignore=left)
-    store.copy_to(into / COPYING)
-    copy = Store(into / COPYING)
-    copy.fork_run(forked, changes)
-    copy.close()
-    (into / COPYING).rename(into / DATABASE)
+    with closing(store.copy_to(into / COPYING, place)) as copy:
+        copy.fork_run(forked, changes)
+    if place is None:
+        (into / COPYING).rename(into / DATABASE)
+    else:
+        place.keep(into)
 
 
 def _refuse(changes: list[dict[str, Any]], before: Config, after: Config) -> None:

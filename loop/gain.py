@@ -40,7 +40,7 @@ JOIN prompt ON prompt.id = asked.prompt_id
 JOIN judgement ON judgement.candidate_id = candidate.id AND judgement.round_id = asked.round_id
 WHERE candidate.checkpoint_id = :checkpoint AND asked.purpose IN ('sampled', 'greedy')
   AND prompt.split = 'test' AND prompt.suite = 'held_out' AND judgement.judge = :judge
-GROUP BY prompt.digest, asked.purpose
+GROUP BY prompt.digest, asked.purpose ORDER BY prompt.digest, asked.purpose
 """
 
 

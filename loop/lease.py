@@ -48,6 +48,15 @@ def is_alive(run: Run) -> bool:
     return here or datetime.now(UTC) - run.driver_seen < TIMEOUT
 
 
+def is_driven(store: Store) -> bool:
+    """Whether somebody drives a run: the database knows, or this machine as far as it can."""
+    known = store.is_driven()
+    if known is not None:
+        return known
+    run = store.run()
+    return run is not None and is_alive(run)
+
+
 def driven(root: Path, driver: str) -> UserError:
     """The error for a run that another process drives."""
     host, pid, _ = driver.rsplit(":", 2)
@@ -67,6 +76,7 @@ def held(store: Store, *, renewed_every_s: float = RENEWED_EVERY_S) -> Iterator[
     dead = [run.driver] if run.driver is not None and is_dead(run.driver) else []
     # A process of this machine is known to live or not, however long it has been silent.
     ours = run.driver is not None and run.driver.rsplit(":", 2)[0] == socket.gethostname()
+    ours &= store.place is None  # PostgreSQL knows better, of any machine
     other = store.take_lease(name, timeout=timedelta.max if ours else TIMEOUT, dead=dead)
     if other is not None:
         raise driven(store.root, other)

@@ -14,7 +14,7 @@ import sys
 import traceback
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -30,7 +30,8 @@ from loop import failures, lease, names, settings, stopping
 from loop.casting import load_roles as load_roles
 from loop.progress import Progress
 from loop.settings import Config
-from store import checkpoints
+from store import checkpoints, postgres
+from store.connect import check_postgres
 from store.database import Store
 from store.errors import UserError, Waiting
 from store.records import Decision, Run, RunStatus
@@ -57,7 +58,7 @@ def find_run(given: Path | None, runs: Path) -> Path:
     """The run directory that is meant: the given one, or the newest under `runs`."""
     if given is not None:
         for place in (given, runs / given):
-            if (place / DATABASE).is_file():
+            if is_run(place):
                 return place
         raise UserError(f"no run in {given}: it has no {DATABASE}")
     found = all_runs(runs)
@@ -66,9 +67,27 @@ def find_run(given: Path | None, runs: Path) -> Path:
     return found[-1]
 
 
-def all_runs(runs: Path) -> list[Path]:
+def is_run(place: Path) -> bool:
+    """Whether a folder has a store, or says where in PostgreSQL it is."""
+    return any((place / name).is_file() for name in (DATABASE, postgres.POINTER))
+
+
+def all_runs(runs: Path, below: str = "*") -> list[Path]:
     """Run directories, the newest last: their names begin with the time they were made."""
-    return sorted(path.parent for path in runs.glob(f"*/{DATABASE}"))
+    kept = (runs.glob(f"{below}/{name}") for name in (DATABASE, postgres.POINTER))
+    return sorted({path.parent for paths in kept for path in paths})
+
+
+def new_place(config: Config, name: str) -> postgres.Place | None:
+    """Where in PostgreSQL a new run is to be kept. None: in a file of its own."""
+    url, password_env = config.store.url, config.store.password_env
+    return None if url is None else postgres.new_place(url, password_env, name)
+
+
+def check_store(config: Config) -> None:
+    """Raises UserError when no run can be kept where the configuration says."""
+    if config.store.url is not None:
+        check_postgres(config.store.url, config.store.password_env)
 
 
 def unfinished(runs: Path, config: Config) -> Path | None:
@@ -82,7 +101,9 @@ def unfinished(runs: Path, config: Config) -> Path | None:
             print(f"loop: passed over {root}: {error}", file=sys.stderr)
             continue
         goes_on = run is not None and run.status in UNFINISHED
-        if run is not None and goes_on and run.identity == config.identity:
+        if run is None or not goes_on or run.identity != config.identity:
+            continue
+        if run.config.get("store", {}).get("url") == config.store.url:
             return root
     return None
 
@@ -105,18 +126,20 @@ def begin(config: Config, runs: Path, name: str, roles: dict[int, Any]) -> Path:
         for folder in (root, root / "checkpoints", root / "logs"):
             folder.mkdir(parents=True)
         write_config(root, config)
-        store = Store(root / DATABASE, create=True)
-        store.create_run(
-            Run(
-                uuid=str(uuid.uuid4()),
-                name=root.name,
-                config=config.model_dump(mode="json"),
-                identity=config.identity,
-                seed=config.seed,
-                versions=now,
+        store = Store(root / DATABASE, create=True, place=new_place(config, root.name))
+        with closing(store):
+            store.create_run(
+                Run(
+                    uuid=str(uuid.uuid4()),
+                    name=root.name,
+                    config=config.model_dump(mode="json"),
+                    identity=config.identity,
+                    seed=config.seed,
+                    versions=now,
+                )
             )
-        )
-        store.close()
+            if store.place is not None:
+                store.place.keep(root)
     except (OSError, SQLAlchemyError, UserError) as error:
         shutil.rmtree(root, ignore_errors=True)
         with suppress(OSError):  # somebody else may have begun a run there meanwhile
@@ -338,7 +361,9 @@ def discard(root: Path) -> None:
         return
     try:
         found = store.run()
-        kept = _began(store) or (found is not None and lease.is_alive(found))
+        kept = _began(store) or (found is not None and lease.is_driven(store))
+        if not kept:
+            store.discard()
     finally:
         store.close()
     if not kept:
@@ -349,8 +374,7 @@ def request_stop(root: Path) -> bool:
     """Ask a run's driver to stop after its batch. False: nobody drives it."""
     store = Store(root / DATABASE)
     try:
-        run = store.run()
-        alive = run is not None and lease.is_alive(run)
+        alive = lease.is_driven(store)
         if alive:
             store.request_stop()
         return alive

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from loop import meant
 from loop.report import Table
-from loop.run import DATABASE
+from loop.run import is_run
 from loop.screen import block, conversation, line
 from loop.settings import Config
 from roles import plugins
@@ -46,7 +46,7 @@ def said(first: str, second: str | None, runs: Path) -> tuple[Path | None, str]:
 
     Raises UserError for a run without a prompt, and for a prompt of nothing.
     """
-    if second is None and any((place / first / DATABASE).is_file() for place in (Path(), runs)):
+    if second is None and any(is_run(place / first) for place in (Path(), runs)):
         raise UserError(f'no prompt: `loop sample {quote(first)} "PROMPT"` asks that run')
     text = first if second is None else second
     if text == "-":

@@ -26,6 +26,7 @@ from pydantic import (
 )
 from pydantic.config import JsonDict
 
+from store import postgres
 from store.records import Sampling
 
 ROLES = ("proposer", "generator", "judge", "filter")
@@ -442,6 +443,27 @@ class Budget(Frozen):
     )
 
 
+class Place(Frozen):
+    """Where a run's rows are kept: left out, in one SQLite file in the run directory."""
+
+    url: str | None = Field(
+        None,
+        description='a PostgreSQL database, as in "postgresql://me@127.0.0.1:5432/loops"; a run '
+        "has a schema of its own in it",
+    )
+    password_env: str | None = Field(
+        None, description="the environment variable that holds the password"
+    )
+
+    @model_validator(mode="after")
+    def _can_be_an_address(self) -> Place:
+        if self.url is not None:
+            postgres.parsed(self.url)
+        elif self.password_env is not None:
+            raise ValueError("password_env is for a url, and there is none")
+        return self
+
+
 class Checkpoints(Frozen):
     keep_last: StrictInt = Field(
         2,
@@ -530,6 +552,7 @@ class Config(Frozen):
     alarms: Alarms = Alarms()
     budget: Budget = Budget()
     checkpoints: Checkpoints = Checkpoints()
+    store: Place = Place()
 
     @model_validator(mode="after")
     def _tracks_have_models(self) -> Config:
@@ -644,7 +667,8 @@ class Config(Frozen):
     @property
     def identity(self) -> str:
         """Digest of the settings that make the run what it is."""
-        return digest({key: value for key, value in flat(self).items() if not operational(key)})
+        said = flat(self).items()
+        return digest({key: value for key, value in said if not operational(key) | of_place(key)})
 
 
 def flat(config: Config) -> dict[str, Any]:
@@ -688,6 +712,11 @@ def operational(key: str) -> bool:
             return True
         model = item.annotation
     return False
+
+
+def of_place(key: str) -> bool:
+    """Whether a setting says where a run is kept: it cannot change, and makes no other run."""
+    return key.startswith("store.")
 
 
 def digest(content: Any) -> str:

@@ -16,8 +16,8 @@ from loop import retention
 from loop.gain import by_prompt
 from loop.meant import config_of, model, opened, rounds_of
 from loop.report import Table, decisions, rounds, the_run
-from loop.run import DATABASE
-from loop.settings import Config, operational
+from loop.run import all_runs, is_run
+from loop.settings import Config, of_place, operational
 from store.database import Store
 from store.errors import UserError, unknown
 from store.records import RunStatus
@@ -46,7 +46,7 @@ def side(name: str, runs: Path) -> Side:
     """
     places = (Path(name), runs / name)
     for place in places:
-        if (place / DATABASE).is_file():
+        if is_run(place):
             with opened(place) as store:
                 return Side(name, "run", {config_of(store).seed: place})
     if name in configuration.recipes():
@@ -69,7 +69,7 @@ def side(name: str, runs: Path) -> Side:
 
 def _roots(folder: Path) -> list[Path]:
     """Run directories below a folder, the newest last."""
-    return sorted((file.parent for file in folder.rglob(DATABASE)), key=lambda root: root.name)
+    return sorted(all_runs(folder, "**"), key=lambda root: root.name)
 
 
 def _finished(
@@ -124,7 +124,7 @@ def _alike(
 def _differing(one: Config, other: Config) -> list[str]:
     """The settings in which two runs differ that are not repetitions of each other."""
     keys = [each["key"] for each in configuration.differences(one, other)]
-    return [key for key in keys if key != "seed" and not operational(key)]
+    return [key for key in keys if key != "seed" and not operational(key) | of_place(key)]
 
 
 # What is read of a run

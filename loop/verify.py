@@ -25,9 +25,6 @@ from store.stages import REJUDGED
 MOST = 100
 """Problems named a check; the rest are counted."""
 
-KEYS = "PRAGMA foreign_key_check"
-INTEGRITY = "PRAGMA integrity_check"
-
 # What each round must have counted, row by row.
 
 COUNT_ASKED = """
@@ -267,20 +264,19 @@ def _sentence(row: Table) -> str:
 
 def _unreadable(store: Store) -> Check:
     try:
-        found = [next(iter(row.values())) for row in store.query(INTEGRITY)]
+        found = store.unsound()
     except (DatabaseError, UserError) as error:
         found = [str(error)]
-    problems = tuple(f"database: {each}" for each in found if each != "ok")
+    problems = tuple(f"database: {each}" for each in found)
     return Check("the database file is sound", 1, problems)
 
 
 def _keys(store: Store) -> Check:
     lost = [
-        f"{row['table']} {row['rowid']}: names a {row['parent']} that is not there"
-        for row in store.query(KEYS)
+        f"{table} {row}: names a {parent} that is not there"
+        for table, row, parent in store.lost_keys()
     ]
-    tables = store.query("SELECT count(*) AS tables FROM sqlite_master WHERE type = 'table'")
-    return Check("every key names a row (tables)", tables[0]["tables"], tuple(lost))
+    return Check("every key names a row (tables)", store.count_tables(), tuple(lost))
 
 
 # Counts

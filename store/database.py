@@ -66,7 +66,7 @@ class Store(Stages):
 
     def create_run(self, run: Run) -> None:
         row = asdict(run) | {"changes": list(run.changes), "started": run.started or now()}
-        with self._write() as session:
+        with self._write(fenced=False) as session:
             made = RunRow(**row)
             session.add(made)
             session.flush()

@@ -16,6 +16,7 @@ from loop import config, run
 from loop.progress import Progress
 from loop.settings import Config
 from scripted import write_model
+from store.copying import TABLES
 from store.database import Store
 
 HERE = Path(__file__).parent
@@ -91,9 +92,7 @@ def loop(*arguments: str | Path, **more: Any) -> subprocess.CompletedProcess[str
 def everything(root: Path) -> dict[str, list[dict[str, Any]]]:
     """Every row of a run, times aside."""
     store = Store(root / "loop.db")
-    tables = [
-        row["name"] for row in store.query("SELECT name FROM sqlite_master WHERE type='table'")
-    ]
+    tables = [*(table.name for table in TABLES), "schema_version"]
     found = {
         table: [
             {key: value for key, value in row.items() if key not in TIMES}

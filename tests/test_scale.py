@@ -111,6 +111,11 @@ def filled(tmp_path_factory) -> tuple[Store, Timed]:
     (root / "checkpoints").mkdir(parents=True)
     (root / "config.json").write_text("{}")
     store = Store(root / "loop.db", create=True)
+    return store, fill(store, PROMPTS)
+
+
+def fill(store: Store, count: int) -> Timed:
+    """Write a run of three rounds, `count` prompts each, by the store's own methods."""
     run = Run(uuid="u", name="million", config={"rounds": 3}, identity="i", seed=0, versions={})
     store.create_run(run)
     timed, writer, answers = Timed(), None, completions()
@@ -118,7 +123,7 @@ def filled(tmp_path_factory) -> tuple[Store, Timed]:
         round_id = store.open_round(number, "propose").id
         if writer is None:
             writer = add_checkpoint(store, round_id, "base")
-        store.ask(round_id, *TRAIN, prompts(number), BATCH)
+        store.ask(round_id, *TRAIN, prompts(number, count), BATCH)
         for batch in store.unsampled(round_id, *TRAIN):
             asked = ids(store, "asked", round_id, batch)
             by_asked = dict.fromkeys(asked, answers)
@@ -130,17 +135,17 @@ def filled(tmp_path_factory) -> tuple[Store, Timed]:
             timed(2 * len(told), store.add_judgements, *written)
         writer = learn(store, round_id, number, writer)
     store.set_status("done")
-    return store, timed
+    return timed
 
 
-def prompts(number: int) -> list[Prompt]:
+def prompts(number: int, count: int) -> list[Prompt]:
     return [
         Prompt(
             messages=(Message(role="user", content=f"What is {place} + {number}?"),),
             reference=str(place + number),
             task="chain_sum",
         )
-        for place in range(PROMPTS)
+        for place in range(count)
     ]
 
 

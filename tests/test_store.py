@@ -3,6 +3,7 @@
 import ast
 import inspect
 import itertools
+import math
 import shutil
 import signal
 import sqlite3
@@ -19,13 +20,15 @@ import pytest
 import sqlalchemy
 from pydantic import TypeAdapter, ValidationError
 from sqlalchemy.exc import IntegrityError
-from sqlmodel import SQLModel
+from sqlmodel import SQLModel, select
 
-from store import database, records, stages, tables
+from loop.report import parsed
+from store import database, postgres, records, stages, tables
 from store.connect import connect, transaction
 from store.database import Store
 from store.errors import UserError
 from store.migrations import LATEST, migrate
+from store.postgres import Place, new_place
 from store.records import (
     Candidate,
     Checkpoint,
@@ -101,18 +104,28 @@ def pairs(groups, judged) -> tuple[Example, ...]:
     )
 
 
-def new_store(root: Path) -> Store:
+def place_of(url: str | None) -> Place | None:
+    return None if url is None else new_place(url, None, "test")
+
+
+def new_store(root: Path, url: str | None = None) -> Store:
     root.mkdir(parents=True, exist_ok=True)
-    store = Store(root / "loop.db", create=True)
+    store = Store(root / "loop.db", create=True, place=place_of(url))
     store.create_run(
         Run(uuid="u", name="n", config={"a": [1]}, identity="i", seed=3, versions={"python": "3"})
     )
+    if store.place is not None:
+        store.place.keep(root)
     return store
 
 
+of_sqlite = pytest.mark.parametrize("store_url", ["sqlite"], indirect=True)
+of_postgres = pytest.mark.parametrize("store_url", ["postgresql"], indirect=True)
+
+
 @pytest.fixture
-def store(tmp_path):
-    made = new_store(tmp_path / "run")
+def store(tmp_path, store_url):
+    made = new_store(tmp_path / "run", store_url)
     yield made
     made.close()
 
@@ -196,6 +209,8 @@ def world(store):
 
 def contents(root: Path) -> dict[str, list[tuple]]:
     """Every row of every table, read past our own code."""
+    if (place := postgres.found(root)) is not None:
+        return contents_of_schema(place)
     connection = sqlite3.connect(root / "loop.db")
     names = [
         row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type='table'")
@@ -203,6 +218,22 @@ def contents(root: Path) -> dict[str, list[tuple]]:
     found = {name: connection.execute(f'SELECT * FROM "{name}"').fetchall() for name in names}
     connection.close()
     return found
+
+
+def contents_of_schema(place: Place) -> dict[str, list[tuple]]:
+    import psycopg
+
+    with psycopg.connect(place.url) as connection:
+        names = connection.execute(
+            "SELECT table_name FROM information_schema.tables WHERE table_schema = %s",
+            (place.schema,),
+        ).fetchall()
+        return {
+            name: connection.execute(
+                f'SELECT * FROM "{place.schema}"."{name}" ORDER BY 1, 2'
+            ).fetchall()
+            for (name,) in names
+        }
 
 
 # The schema
@@ -213,7 +244,12 @@ def schema(engine: sqlalchemy.Engine) -> dict[str, dict]:
     return {
         name: {
             "columns": sorted(
-                (each["name"], str(each["type"]), each["nullable"], each["default"])
+                (
+                    each["name"],
+                    str(each["type"]).removesuffix(' COLLATE "C"'),
+                    each["nullable"],
+                    each["default"],
+                )
                 for each in looked.get_columns(name)
             ),
             "primary": looked.get_pk_constraint(name)["constrained_columns"],
@@ -240,12 +276,23 @@ def row_classes() -> dict[str, type[SQLModel]]:
     }
 
 
-def test_the_migrations_make_the_tables_that_the_code_declares(tmp_path):
-    Store(tmp_path / "migrated.db", create=True).close()
-    declared = connect(tmp_path / "declared.db")
+def new_engine(file: Path, url: str | None) -> sqlalchemy.Engine:
+    """Of a database that is empty."""
+    if (place := place_of(url)) is None:
+        return connect(file)
+    engine = postgres.connect(place)
+    execute(engine, f'CREATE SCHEMA "{place.schema}"')
+    return engine
+
+
+def test_the_migrations_make_the_tables_that_the_code_declares(tmp_path, store_url):
+    made = Store(tmp_path / "migrated.db", create=True, place=place_of(store_url))
+    declared = new_engine(tmp_path / "declared.db", store_url)
     ours = [each.__table__ for each in row_classes().values()]
-    SQLModel.metadata.create_all(declared, tables=ours)
-    migrated = schema(connect(tmp_path / "migrated.db"))
+    with transaction(declared, writes=True) as session:
+        SQLModel.metadata.create_all(session.connection(), tables=ours)
+    migrated = schema(made._engine)
+    made.close()
     assert migrated.pop("schema_version")["primary"] == ["version"]
     assert migrated == schema(declared)
     assert set(migrated) == {each.name for each in ours}
@@ -290,6 +337,7 @@ def test_records_and_rows_have_the_same_fields(table):
         assert row.__table__.columns[name].nullable == optional, name
 
 
+@of_sqlite
 def test_every_connection_has_the_pragmas_on(store):
     with store._engine.connect() as first, store._engine.connect() as second:
         for connection in (first, second):
@@ -305,26 +353,40 @@ def test_every_connection_has_the_pragmas_on(store):
             }
 
 
+@of_postgres
+def test_every_connection_gives_up_what_it_waits_for(store):
+    with store._engine.connect() as first, store._engine.connect() as second:
+        for connection in (first, second):
+            on = {
+                name: connection.exec_driver_sql(f"SHOW {name}").scalar()
+                for name in ("search_path", "lock_timeout", "idle_in_transaction_session_timeout")
+            }
+            assert on == {
+                "search_path": f'"{store.place.schema}"',
+                "lock_timeout": "30s",
+                "idle_in_transaction_session_timeout": "1min",
+            }
+
+
 def test_a_row_cannot_point_at_nothing(world):
     lost = {10_000: [Completion(text="", token_ids=())]}
-    with pytest.raises(IntegrityError, match="FOREIGN KEY"):
+    with pytest.raises(IntegrityError, match=r"(?i)foreign key"):
         world.store.add_candidates(world.one, *TRAIN, world.base.id, lost)
     judgement = Judgement(candidate_id=10_000, score=1.0)
-    with pytest.raises(IntegrityError, match="FOREIGN KEY"):
+    with pytest.raises(IntegrityError, match=r"(?i)foreign key"):
         world.store.add_judgements(world.one, *TRAIN, "exact", "1", None, [judgement])
 
 
 def test_a_database_of_a_newer_ratchet_is_refused_with_a_sentence(store):
-    with sqlite3.connect(store.root / "loop.db") as connection:
-        connection.execute("INSERT INTO schema_version VALUES (99, 'm099', 'then')")
+    execute(store._engine, "INSERT INTO schema_version VALUES (99, 'm099', 'then')")
     before = contents(store.root)
     with pytest.raises(UserError, match=f"schema version 99, this Ratchet knows {LATEST}"):
         Store(store.root / "loop.db")
     assert contents(store.root) == before
 
 
-def test_an_interrupted_migration_leaves_nothing(tmp_path):
-    engine = connect(tmp_path / "loop.db")
+def test_an_interrupted_migration_leaves_nothing(tmp_path, store_url):
+    engine = new_engine(tmp_path / "loop.db", store_url)
     with (
         broken_after(engine, 9),
         pytest.raises(Broken),
@@ -332,7 +394,7 @@ def test_an_interrupted_migration_leaves_nothing(tmp_path):
     ):
         migrate(session.connection())
     assert sqlalchemy.inspect(engine).get_table_names() == []
-    Store(tmp_path / "loop.db", create=True).close()
+    new_store(tmp_path, store_url).close()
     assert "candidate" in contents(tmp_path)
 
 
@@ -343,6 +405,7 @@ def test_a_file_that_is_no_database_is_refused_with_a_sentence(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["loop.db"]
 
 
+@of_sqlite
 def test_a_damaged_file_is_a_sentence_with_its_name(world):
     world.store.close()
     path = world.store.root / "loop.db"
@@ -359,6 +422,7 @@ def execute(engine: sqlalchemy.Engine, *statements: str) -> None:
             session.connection().exec_driver_sql(statement)
 
 
+@of_sqlite
 def test_a_file_that_cannot_be_written_or_opened_is_a_sentence(world, tmp_path):
     engine = connect(world.store.root / "loop.db")
     with pytest.raises(UserError, match=r"loop\.db cannot be written .*readonly"):
@@ -367,6 +431,7 @@ def test_a_file_that_cannot_be_written_or_opened_is_a_sentence(world, tmp_path):
         execute(connect(tmp_path / "nowhere" / "loop.db"))
 
 
+@of_sqlite
 def test_a_full_disk_is_a_sentence(world):
     engine = connect(world.store.root / "loop.db")
     fill = "CREATE TABLE more AS SELECT zeroblob(999999)"
@@ -575,9 +640,10 @@ HOLD = """
 import sys
 from pathlib import Path
 from sqlalchemy import text
-from store.connect import connect, transaction
+from store.connect import transaction
+from store.database import Store
 
-with transaction(connect(Path(sys.argv[1])), writes=True) as session:
+with transaction(Store(Path(sys.argv[1]))._engine, writes=True) as session:
     session.connection().execute(text("UPDATE run SET name = 'by another process'"))
     print("holding", flush=True)
     sys.stdin.readline()
@@ -693,9 +759,9 @@ def test_a_prompt_kept_for_one_split_cannot_be_stored_for_another(store):
 
 def test_a_prompt_is_asked_once_in_a_round_and_track(world):
     before = contents(world.store.root)
-    with pytest.raises(IntegrityError, match="UNIQUE"):
+    with pytest.raises(IntegrityError, match=r"(?i)unique"):
         world.store.ask(world.one, *TRAIN, [prompt("sum 0")], 2)
-    with pytest.raises(IntegrityError, match="UNIQUE"):
+    with pytest.raises(IntegrityError, match=r"(?i)unique"):
         world.store.ask(world.one, "other", "train", [prompt("twice"), prompt("twice")], 2)
     assert contents(world.store.root) == before
     world.store.ask(world.one, "other", "train", [prompt("sum 0")], 2)
@@ -739,6 +805,50 @@ def test_candidates_come_back_token_by_token(world):
 
 
 @pytest.mark.parametrize("token", [-1, 2**32])
+def test_texts_and_numbers_come_back_whatever_they_are(world):
+    texts = ("a\0b", "\0", "\ue000", "\ue0000\0\ue000\ue000", "\U0001f600 \u202e", "")
+    groups = world.store.groups(world.one, *TRAIN, 2)
+    made = [Completion(text=text, token_ids=(1,), logprob=-math.inf) for text in texts]
+    world.store.add_candidates(world.one, *TRAIN, None, {groups[0].asked_id: made})
+    found = world.store.groups(world.one, *TRAIN, 2)[0].candidates
+    assert tuple(each.text for each in found) == texts
+    assert {each.logprob for each in found} == {-math.inf}
+    seen = world.store.query("SELECT text FROM candidate WHERE text = :text", text=texts[0])
+    assert seen == [{"text": texts[0]}]
+    columns = {"a\0": ["\0", -math.inf, math.inf, {"deep": [None, 1e300, 2**70]}]}
+    world.store.add_prompts([prompt("strange \0", columns=columns, task="\0")])
+    (kept,) = [each for each in world.store.prompts("train") if each.task == "\0"]
+    assert (kept.columns, kept.messages[0].content) == (columns, "strange \0")
+    world.store.add_prompts([prompt("no number", columns={"x": math.nan})])
+    assert math.isnan(world.store.prompts("train")[-1].columns["x"])
+
+
+def rows_of(store: Store, table: type[SQLModel]) -> list[dict]:
+    keys = table.__table__.primary_key.columns
+    with store._read() as session:
+        found = session.connection().execute(select(table.__table__).order_by(*keys))
+        return [dict(row) for row in found.mappings()]
+
+
+@pytest.mark.parametrize("other", ["sqlite", "postgresql"])
+def test_a_copy_has_every_row_and_goes_on_by_itself(world, other, request, tmp_path):
+    url = request.getfixturevalue("postgres").url() if other == "postgresql" else None
+    groups = world.store.groups(world.one, *TRAIN)
+    derived = prompt("derived", parent_candidate_id=groups[0].candidates[0].id)
+    world.store.add_prompts([derived])
+    place = place_of(url)
+    copy = world.store.copy_to(tmp_path / "copy.db", place)
+    try:
+        for table in row_classes().values():
+            assert rows_of(world.store, table) == rows_of(copy, table)
+        before = world.store.rounds()
+        copy.open_round(2, "propose")
+        copy.add_prompts([prompt("only there")])
+        assert (len(copy.rounds()), world.store.rounds()) == (3, before)
+    finally:
+        copy.close()
+
+
 def test_a_token_id_that_does_not_fit_is_refused(world, token):
     group = world.store.groups(world.one, *TRAIN, 2)[0]
     answers = {group.asked_id: [Completion(text="", token_ids=(token,))]}
@@ -778,7 +888,7 @@ def test_judgements_come_back_and_verdicts_to_the_letter(world):
 
 
 def test_a_judge_concludes_once_on_a_candidate_in_a_round(world):
-    with pytest.raises(IntegrityError, match="UNIQUE"):
+    with pytest.raises(IntegrityError, match=r"(?i)unique"):
         world.judge(world.one, 0)
     world.judge(world.one, 0, judge="another")
 
@@ -812,7 +922,7 @@ def test_a_prompt_is_accounted_for_by_examples_or_one_reason(world):
     assert world.store.count_unaccounted() == 6
     asked = world.store.groups(world.one, *TRAIN)[0].asked_id
     twice = tuple(Dropped(asked_id=asked, reason=reason) for reason in ("tie", "unjudged"))
-    with pytest.raises(IntegrityError, match="UNIQUE"):
+    with pytest.raises(IntegrityError, match=r"(?i)unique"):
         world.store.add_selection(world.one, "main", Selection(examples=(), dropped=twice))
 
 
@@ -831,9 +941,9 @@ def test_a_checkpoint_comes_back_with_what_it_learned_from(world):
         (world.trained.id, world.examples[2].id, None, None),
     ]
     steps = world.store.query("SELECT step, loss, metrics FROM training_step ORDER BY step")
-    assert [tuple(row.values()) for row in steps] == [
-        (1, 0.693, '{"grad_norm": 1.5}'),
-        (2, None, "{}"),
+    assert [(row["step"], row["loss"], parsed(row["metrics"])) for row in steps] == [
+        (1, 0.693, {"grad_norm": 1.5}),
+        (2, None, {}),
     ]
 
 
@@ -878,13 +988,13 @@ def test_evaluations_and_decisions_come_back(world):
     world.store.add_evaluations(world.zero, world.trained.id, measured)
     assert world.store.evaluations(world.trained.id) == measured
     assert world.store.evaluations(world.base.id) == []
-    with pytest.raises(IntegrityError, match="UNIQUE"):
+    with pytest.raises(IntegrityError, match=r"(?i)unique"):
         world.store.add_evaluations(world.zero, world.trained.id, measured[:1])
     told = world.decision("undecided", model="policy", checkpoint_id=2, incumbent_id=1)
     world.store.close_round(world.one, "done", [told])
     kept = world.store.query("SELECT * FROM decision ORDER BY id")
     assert [row["decision"] for row in kept] == ["accept", "undecided"]
-    assert kept[1]["numbers"] == '{"gain": 0.125, "prompts": 200}'
+    assert parsed(kept[1]["numbers"]) == {"gain": 0.125, "prompts": 200}
     assert all(kept[1][name] == value for name, value in vars(told).items() if name != "numbers")
 
 
@@ -907,7 +1017,7 @@ def test_rounds_come_back_in_order_with_their_seconds(world):
     assert one.seconds == {"generate": 3.5, "policy": 1.0, "judge": 0.5}
     with pytest.raises(UserError, match="no round 7; the run has 2 rounds"):
         world.store.round(7)
-    with pytest.raises(IntegrityError, match="UNIQUE"):
+    with pytest.raises(IntegrityError, match=r"(?i)unique"):
         world.store.open_round(1, "propose")
 
 
