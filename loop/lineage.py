@@ -51,7 +51,7 @@ VERDICTS = """
 SELECT verdict.id AS verdict, judge, judge_version AS version, judge_model,
        candidate_id AS candidate, other_candidate_id AS other_candidate, "order", vote, raw,
        value, status, verdict.seed AS seed, verdict.tokens AS tokens, cost, seconds,
-       member, cached
+       member, CASE WHEN cached THEN 1 ELSE 0 END AS cached
 FROM candidate JOIN verdict ON verdict.candidate_id = candidate.id
 WHERE candidate.asked_id = (SELECT asked_id FROM candidate WHERE id = :candidate)
   AND (verdict.candidate_id = :candidate OR verdict.other_candidate_id = :candidate)

@@ -54,7 +54,7 @@ def needed(config: Config, roles: Mapping[int, Any]) -> Need:
     return Need(
         checkpoints=sum(weights) * WEIGHT_BYTES * kept,
         training=max(weights) * WEIGHT_BYTES * SAVE_WEIGHTS * SAVES,
-        database=_answers(config, roles) * ANSWER_BYTES + BESIDE_BYTES,
+        database=(0 if config.store.url else _answers(config, roles) * ANSWER_BYTES) + BESIDE_BYTES,
     )
 
 

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 
 from sqlalchemy import Connection, inspect, text
 
-from store import postgres
+from store import dialect
 from store.errors import UserError
 
 FIRST = (
@@ -277,7 +277,7 @@ RING = """,
 
 def _execute(connection: Connection, statement: str) -> None:
     on_postgres = connection.dialect.name == "postgresql"
-    connection.execute(text(postgres.ddl(statement) if on_postgres else statement))
+    connection.execute(text(dialect.ddl(statement) if on_postgres else statement))
 
 
 def m001_the_first_tables(connection: Connection) -> None:

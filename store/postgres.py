@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import re
 import threading
@@ -19,16 +18,14 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import uuid4
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
+from store import dialect
 from store.errors import UserError
-
-if TYPE_CHECKING:
-    import psycopg
 
 POINTER = "store.json"
 """What a run directory has instead of a database file."""
@@ -57,6 +54,11 @@ REFUSED = {
     "XX002": "cannot be read: it is damaged",
 }
 """SQLSTATEs, or how they begin, that tell of the server and not of us."""
+SAID = {
+    r"authentication failed|no password supplied|no pg_hba\.conf|role .* does not exist": "28",
+    r"database .* does not exist": "3D",
+}
+"""What a server that refuses a connection says where psycopg gives no SQLSTATE."""
 
 
 @dataclass(frozen=True)
@@ -143,20 +145,21 @@ def connect(place: Place) -> Engine:
             "keepalives_interval": 10,
             "keepalives_count": 3,
         },
-        json_serializer=_written,
-        json_deserializer=_read,
+        json_serializer=dialect.written,
+        json_deserializer=dialect.read,
     )
     before = False
 
     @event.listens_for(engine, "do_connect")
-    def reach(dialect: Any, _: Any, arguments: Any, parameters: dict[str, Any]) -> Any:
+    def reach(way: Any, _: Any, arguments: Any, parameters: dict[str, Any]) -> Any:
         nonlocal before
         until = time.monotonic() + (RECONNECT_S if before else 0.0)
         while True:
             try:
-                made = dialect.connect(*arguments, **parameters | _secret(place))
+                made = way.connect(*arguments, **parameters | _secret(place))
             except api.OperationalError:
                 if time.monotonic() >= until:
+                    before = False  # one who leaves a run does not wait again
                     raise
                 time.sleep(0.5)
             else:
@@ -165,7 +168,7 @@ def connect(place: Place) -> Engine:
 
     @event.listens_for(engine, "connect")
     def prepare(connection: Any, _: Any) -> None:
-        _adapt(connection)
+        dialect.adapt(connection)
         connection.autocommit = True
         connection.execute(
             "SELECT set_config(name, value, false) FROM (VALUES"
@@ -212,102 +215,15 @@ def told(engine: Engine, error: Exception) -> str | None:
     """What is wrong with the server, in a sentence. None: the error is not about the server."""
     api = driver()
     found: Any = error.orig if isinstance(error, DBAPIError) else error
-    state = getattr(found, "sqlstate", None)
-    what = next((REFUSED[known] for known in REFUSED if state and state.startswith(known)), None)
-    if state is None and isinstance(found, api.OperationalError | api.InterfaceError):
-        what = "cannot be reached"
     said = " ".join(str(found).split())
+    state = getattr(found, "sqlstate", None)
+    gone = state is None and isinstance(found, api.OperationalError | api.InterfaceError)
+    if gone:
+        state = next((SAID[each] for each in SAID if re.search(each, said)), None)
+    what = next((REFUSED[known] for known in REFUSED if state and state.startswith(known)), None)
+    if gone and what is None:
+        what = "cannot be reached"
     return None if what is None else f"{shown(engine.url)} {what} ({said})"
-
-
-# What SQLite keeps and PostgreSQL does not
-
-
-MARK = "\ue000"
-"""Of a private use area, so it stands in no text of anybody's. Doubled where it does."""
-
-
-def escaped(text: str) -> str:
-    """A text without the character 0, which PostgreSQL does not take and a model may sample."""
-    if "\0" not in text and MARK not in text:
-        return text
-    return text.replace(MARK, f"{MARK}{MARK}").replace("\0", f"{MARK}0")
-
-
-def unescaped(text: str) -> str:
-    if MARK not in text:
-        return text
-    return re.sub(f"{MARK}([0{MARK}])", lambda m: "\0" if m[1] == "0" else MARK, text)
-
-
-def _adapt(connection: psycopg.Connection[Any]) -> None:
-    """Make a connection take and give what SQLite does: any text, and numbers that are plain."""
-    from psycopg.adapt import Loader
-    from psycopg.types.string import StrDumper, StrDumperUnknown, StrDumperVarchar
-
-    class Number(Loader):
-        """A sum or mean is a Decimal otherwise."""
-
-        def load(self, data: Any) -> int | float:
-            said = bytes(data)
-            return int(said) if said.lstrip(b"-").isdigit() else float(said)
-
-    class Text(Loader):
-        def load(self, data: Any) -> str:
-            return unescaped(bytes(data).decode())
-
-    def escaping(plain: Any) -> Any:
-        return type(plain.__name__, (plain,), {"dump": lambda self, value: escaped(value).encode()})
-
-    for plain in (StrDumperVarchar, StrDumper, StrDumperUnknown):  # in psycopg's own order
-        connection.adapters.register_dumper(str, escaping(plain))
-    for name in ("text", "varchar"):
-        connection.adapters.register_loader(name, Text)
-    connection.adapters.register_loader("numeric", Number)
-
-
-def _written(value: Any) -> str:
-    """As JSON, which has no numbers that are not finite."""
-    try:
-        return json.dumps(value, allow_nan=False)
-    except ValueError:
-        return json.dumps(_each(value, lambda one: f"{MARK}{one}" if _strange(one) else one))
-
-
-def _read(written: str | bytes) -> Any:
-    value = json.loads(written)
-    marked = b"\\ue000" in written if isinstance(written, bytes) else "\\ue000" in written
-    return _each(value, lambda one: STRANGE.get(one, one)) if marked else value
-
-
-STRANGE: dict[Any, float] = {f"{MARK}{one}": one for one in (math.nan, math.inf, -math.inf)}
-
-
-def _strange(value: Any) -> bool:
-    return isinstance(value, float) and not math.isfinite(value)
-
-
-def _each(value: Any, change: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _each(one, change) for name, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_each(one, change) for one in value]
-    return change(value)
-
-
-TYPES = {
-    r"\bid INTEGER NOT NULL": "id SERIAL NOT NULL",
-    r"\bVARCHAR\b": 'VARCHAR COLLATE "C"',  # in the order of bytes, as on SQLite
-    r"\bBLOB\b": "BYTEA",
-    r"\bDATETIME\b": "TIMESTAMP WITH TIME ZONE",
-}
-
-
-def ddl(statement: str) -> str:
-    """A statement of the migrations, which are SQLite's, as PostgreSQL takes it."""
-    for ours, theirs in TYPES.items():
-        statement = re.sub(ours, theirs, statement)
-    return statement
 
 
 class Lock:
@@ -332,22 +248,24 @@ class Lock:
                     return True
                 except driver().Error:  # the server was restarted, say
                     self._close()
-            self._connection = self._open()
-            held = self._connection.execute(f"SELECT pg_try_advisory_lock({self._key})")
-            if not held.fetchone()[0]:
+            try:
+                return self._take()
+            except driver().Error as error:
                 self._close()
-                return False
-            return True
+                raise UserError(told(self._engine, error) or str(error)) from error
 
-    def _open(self) -> Any:
+    def _take(self) -> bool:
         pooled = self._engine.raw_connection()
-        connection: Any = pooled.driver_connection
+        self._connection = pooled.driver_connection
         pooled.detach()
-        connection.autocommit = True
-        connection.execute(
-            f"SET idle_session_timeout = {int(self._timeout.total_seconds() * 1000)}"
-        )
-        return connection
+        self._connection.autocommit = True
+        silent_ms = int(self._timeout.total_seconds() * 1000)
+        self._connection.execute(f"SET idle_session_timeout = {silent_ms}")
+        held = self._connection.execute(f"SELECT pg_try_advisory_lock({self._key})")
+        taken = bool(held.fetchone()[0])
+        if not taken:
+            self._close()
+        return taken
 
     def _close(self) -> None:
         connection, self._connection = self._connection, None

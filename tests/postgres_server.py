@@ -66,8 +66,10 @@ class Server:
         raise Missing("a server cannot run as root, and there is no user postgres or nobody")
 
     def command(self, program: str, *arguments: str) -> list[str]:
-        """A program of PostgreSQL's, which ends with the tests whatever ends them."""
+        """A program of PostgreSQL's. It ends with the thread that began it, however that ends."""
         own = ["setpriv", "--pdeathsig=QUIT"]
+        if shutil.which("setpriv") is None:
+            raise Missing("a server is started by setpriv, which util-linux has")
         if os.geteuid() == 0:
             own += [f"--reuid={self.user[0]}", f"--regid={self.user[1]}", "--clear-groups"]
         return [*own, str(self.bin / program), "-D", str(self.folder / "data"), *arguments]
