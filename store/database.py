@@ -126,12 +126,12 @@ class Store(Stages):
     def lost_keys(self) -> list[tuple[str, int, str]]:
         """(table, row, the table in which it names a row that is not there)."""
         if self.place is None:
-            rows = self.query("PRAGMA foreign_key_check")
-            return [(row["table"], row["rowid"], row["parent"]) for row in rows]
+            found = self.query("PRAGMA foreign_key_check")
+            return [(row["table"], row["rowid"], row["parent"]) for row in found]
         return [
             (table.name, row["id"], key.column.table.name)
             for table in TABLES
-            for key in table.foreign_keys
+            for key in sorted(table.foreign_keys, key=lambda key: key.parent.name)
             for row in self.query(
                 f"SELECT child.{next(iter(table.primary_key.columns)).name} AS id "
                 f"FROM {table.name} AS child LEFT JOIN {key.column.table.name} AS parent "

@@ -804,7 +804,6 @@ def test_candidates_come_back_token_by_token(world):
     assert packed == [{"token_ids": b"\0\0\0\0\1\0\0\0\0\0\0\x80\xff\xff\xff\xff", "tokens": 4}]
 
 
-@pytest.mark.parametrize("token", [-1, 2**32])
 def test_texts_and_numbers_come_back_whatever_they_are(world):
     texts = ("a\0b", "\0", "\ue000", "\ue0000\0\ue000\ue000", "\U0001f600 \u202e", "")
     groups = world.store.groups(world.one, *TRAIN, 2)
@@ -849,6 +848,7 @@ def test_a_copy_has_every_row_and_goes_on_by_itself(world, other, request, tmp_p
         copy.close()
 
 
+@pytest.mark.parametrize("token", [-1, 2**32])
 def test_a_token_id_that_does_not_fit_is_refused(world, token):
     group = world.store.groups(world.one, *TRAIN, 2)[0]
     answers = {group.asked_id: [Completion(text="", token_ids=(token,))]}
