@@ -111,7 +111,7 @@ class Server:
         """SIGINT ends sessions in order, SIGQUIT at once, SIGKILL leaves that to themselves."""
         assert self.process is not None
         self.process.send_signal(how)
-        self.process.wait(60)
+        self.process.wait(300)
 
     def url(self, database: str = "postgres") -> str:
         return f"postgresql://ratchet@127.0.0.1:{self.port}/{database}"
