@@ -27,7 +27,7 @@ from loop.doctor import Finding, State, Wish, vllm
 from loop.settings import Config, Model, Server
 from roles import plugins
 from roles.policy import devices, shape
-from store import checkpoints
+from store import checkpoints, postgres
 from store.errors import UserError
 
 PATIENCE_S = 5.0
@@ -81,7 +81,7 @@ def examine(wish: Wish) -> Iterator[Finding]:
     if roles is not None and all(each.state != "wrong" for each in models):
         yield from _memory(config, roles, wish)
         yield _disk(config, roles, wish)
-    yield _store(wish)
+    yield _store(wish, config)
 
 
 def _config(wish: Wish, stored: Config | None) -> Config:
@@ -294,20 +294,32 @@ def _disk(config: Config, roles: dict[int, Any], wish: Wish) -> Finding:
     return Finding("disk", "ok", said)
 
 
-def _store(wish: Wish) -> Finding:
+def _store(wish: Wish, config: Config) -> Finding:
     if wish.run is None:
-        return _writable(wish.runs)
+        return _writable(wish.runs) if config.store.url is None else _reached(config)
     root = wish.run
     try:
         with meant.opened(root) as store:
-            found = report.the_run(store)
-            alive = found.driver is not None and lease.is_alive(found)
+            found, alive = report.the_run(store), lease.is_driven(store)
+            place = store.place or root / run.DATABASE
     except UserError as error:
         return Finding("store", "wrong", str(error), "loop start")
     if alive:
         said = f"{root} is driven by another process, and two cannot"
         return Finding("store", "wrong", said, f"loop stop {shlex.quote(str(root))}")
-    return Finding("store", "ok", f"{root / run.DATABASE}, {found.status}")
+    return Finding("store", "ok", f"{place}, {found.status}")
+
+
+def _reached(config: Config) -> Finding:
+    """Whether the server of store.url takes a run."""
+    try:
+        run.check_store(config)
+    except UserError as error:
+        again = "loop doctor --set store.url=postgresql://USER@HOST:PORT/DATABASE"
+        return Finding("store", "wrong", str(error), _told(error) or again)
+    return Finding(
+        "store", "ok", f"PostgreSQL at {postgres.shown(postgres.parsed(config.store.url or ''))}"
+    )
 
 
 def _writable(runs: Path) -> Finding:

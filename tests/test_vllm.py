@@ -9,7 +9,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,16 +16,14 @@ from typing import Any
 
 import psutil
 import pytest
-import torch
 from safetensors.torch import load_file, save_file
 
 import small_model
 from roles.policy.transformers import TransformersEngine
 from roles.policy.vllm import VllmEngine
 from small_model import checkpoint, examples, question
-from store import checkpoints
 from store.errors import UserError
-from store.records import Checkpoint, Completion, Prompt, Sampling
+from store.records import Checkpoint, Completion, Sampling
 from test_adapters import lora, train
 
 pytest.importorskip("vllm")
@@ -120,9 +117,7 @@ def test_answers_end_as_they_are_to(engine: VllmEngine, models: dict[str, Checkp
         assert (one.finish_reason == "stop") == (last in policy._end_ids)
 
 
-def test_what_is_too_long_gets_no_answer(
-    engine: VllmEngine, models: dict[str, Checkpoint]
-) -> None:
+def test_what_is_too_long_gets_no_answer(engine: VllmEngine, models: dict[str, Checkpoint]) -> None:
     policy = engine.open(models["first"])
     long = question("sum " * 400)
     room = policy.room(PROMPTS[0])
