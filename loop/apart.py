@@ -196,6 +196,9 @@ class Apart:
             self._child.close()
             self._child = None
 
+    def close(self) -> None:
+        self.rest()
+
 
 @dataclass(frozen=True)
 class Away:

@@ -116,7 +116,7 @@ class Context:
 
     def close(self) -> None:
         if self._own_hands is not None:
-            self._own_hands.rest()
+            self._own_hands.close()
         self.seat.close()
 
     def close_policy(self) -> None:

@@ -32,6 +32,10 @@ class Hands(Protocol):
         """Give back what memory models hold."""
         ...
 
+    def close(self) -> None:
+        """Give back all there is, for good."""
+        ...
+
 
 class Inline:
     """The driver's own process."""
@@ -53,3 +57,6 @@ class Inline:
 
     def rest(self) -> None:
         self._seat.close_policy()
+
+    def close(self) -> None:
+        self.rest()

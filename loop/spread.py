@@ -11,6 +11,7 @@ import os
 import warnings
 from collections import deque
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ from roles.protocols import Policy
 from store.errors import UserError
 from store.records import Checkpoint
 
+OBJECTS_BYTES = 1 << 28
+"""Of what is on its way, in a cluster of our own."""
 AHEAD = 2
 """Tasks that a worker has at a time: while it does one the next is on its way."""
 
@@ -83,6 +86,7 @@ class Spread:
         self._own: Cluster = config.cluster
         self._workers: list[Any] = []
         self._stage = ""
+        self._connected = False
 
     def begin(self, stage: str) -> None:
         if stage != self._stage:
@@ -123,6 +127,12 @@ class Spread:
         self._end()
         self._rest.rest()
 
+    def close(self) -> None:
+        self._end()
+        self._rest.close()
+        if self._connected:
+            _ray().shutdown()
+
     def _send(self, task: Task, sent: deque[_Sent]) -> _Sent:
         """To the worker with least to do."""
         if not self._workers:
@@ -161,12 +171,8 @@ class Spread:
 
     def _started(self) -> Any:
         ray = _begun(self._own)
-        found = os.pathsep.join(filter(None, [str(names.HOME), os.environ.get("PYTHONPATH")]))
-        made = ray.remote(Worker).options(
-            num_cpus=self._own.cpus,
-            num_gpus=self._own.gpus,
-            runtime_env={"env_vars": {"PYTHONPATH": found}},
-        )
+        self._connected = True
+        made = ray.remote(Worker).options(num_cpus=self._own.cpus, num_gpus=self._own.gpus)
         return made.remote(self._config.model_dump(mode="json"), str(self._root.resolve()))
 
     def _end(self) -> None:
@@ -190,27 +196,42 @@ def _ray() -> Any:
 def _begun(own: Cluster) -> Any:
     """Ray, connected. Raises UserError where there is no such cluster, or it is too small."""
     ray = _ray()
-    if not ray.is_initialized():
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        given: dict[str, Any] = {"address": own.address}
-        if own.address is None:
-            given = {
-                "address": "local",
-                "num_cpus": max(1, round(own.workers * own.cpus)),
-                "include_dashboard": False,
-                "object_store_memory": 256 * 2**20,
-                "_node_ip_address": "127.0.0.1",
-            }
-        try:
-            ray.init(**given, log_to_driver=False, logging_level="ERROR", configure_logging=True)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            said = " ".join(str(error).split())
-            raise UserError(f"no Ray cluster at {own.address or 'this machine'}: {said}") from error
-        there = ray.cluster_resources()
-        for what, each in (("CPU", own.cpus), ("GPU", own.gpus)):
-            if there.get(what, 0.0) < own.workers * each:
-                raise UserError(
-                    f"the cluster has {there.get(what, 0.0):g} {what}s, and {own.workers} workers "
-                    f"with {each:g} each need {own.workers * each:g}; lower cluster.workers"
-                )
+    if ray.is_initialized():
+        return ray
+    given: dict[str, Any] = {"address": own.address}
+    if own.address is None:
+        given = {
+            "address": "local",
+            "num_cpus": max(1, round(own.workers * own.cpus)),
+            "include_dashboard": False,
+            "object_store_memory": OBJECTS_BYTES,
+            "_node_ip_address": "127.0.0.1",
+        }
+    try:
+        with _environment():
+            ray.init(**given, log_to_driver=False, logging_level="ERROR")
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        said = " ".join(str(error).split())
+        raise UserError(f"no Ray cluster at {own.address or 'this machine'}: {said}") from error
+    there = ray.cluster_resources()
+    for what, each in (("CPU", own.cpus), ("GPU", own.gpus)):
+        if there.get(what, 0.0) < own.workers * each:
+            ray.shutdown()
+            raise UserError(
+                f"the cluster has {there.get(what, 0.0):g} {what}s, and {own.workers} workers with "
+                f"{each:g} each need {own.workers * each:g}; lower cluster.workers"
+            )
     return ray
+
+
+@contextmanager
+def _environment() -> Iterator[None]:
+    """What processes of a cluster of our own inherit: where Ratchet is, and nothing is reported."""
+    found = os.pathsep.join(filter(None, [str(names.HOME), os.environ.get("PYTHONPATH")]))
+    before = dict(os.environ)
+    os.environ.update({"PYTHONPATH": found, "RAY_USAGE_STATS_ENABLED": "0"})
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
