@@ -132,14 +132,32 @@ def plan(
             min=1, help="Of the longest prompt, for the memory it takes.", show_default=False
         ),
     ] = None,
+    cluster: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="GPUS",
+            help="Say instead what a million prompts with 8 answers each would take on so many.",
+            show_default=False,
+        ),
+    ] = None,
+    rates: Annotated[
+        Path | None,
+        typer.Option(help="The run that --cluster goes by; left out, the newest.", metavar="RUN"),
+    ] = None,
+    runs: Runs = RUNS,
     as_json: Json = False,
 ) -> None:
     """Say what a run would do and cost. Checks everything, writes nothing."""
-    from loop import names, run
+    from loop import names, run, scale
     from loop import plan as planning
     from loop.config import read
 
     names.check()
+    if cluster is not None:
+        with _opened(rates, runs) as store:
+            measured = run.stored_config(store.root)
+            return _answer(scale.scale(store, measured, cluster), scale.view, as_json)
     resolved = read(config, recipe, sets or ())
     run.check_store(resolved)
     roles = run.load_roles(resolved, weights=False)
