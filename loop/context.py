@@ -77,7 +77,7 @@ class Context:
                 self._own_hands = Apart(self.config, self.role, self.root, say, self.changed)
             else:
                 self._own_hands = Inline(self.seat)
-            if self.config.cluster is not None:
+            if self.config.cluster.workers:
                 self._own_hands = Spread(self._own_hands, self.config, self.root, say)
         return self._own_hands
 

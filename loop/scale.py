@@ -37,7 +37,7 @@ def scale(store: Store, config: Config, gpus: int) -> Table:
 
     Raises UserError where the run sampled and judged nothing in a round.
     """
-    processes = 1 if config.cluster is None else config.cluster.workers
+    processes = max(1, config.cluster.workers)
     seconds = {
         stage: sum(each.seconds.get(stage, 0.0) for each in store.rounds() if each.number > 0)
         for stage in ("generate", "judge")

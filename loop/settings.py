@@ -499,17 +499,29 @@ class Isolated(Frozen):
 class Cluster(Frozen):
     """Other processes, on this machine or on others, that answer and judge batch by batch."""
 
-    use: Literal["ray"] = "ray"
+    workers: StrictInt = Field(
+        0,
+        ge=0,
+        description="processes, each with models of its own; 0 = the driver does it all",
+        json_schema_extra=OPERATIONAL,
+    )
     address: str | None = Field(
         None,
         description="of a Ray cluster that is there; left out, one of this machine's own, for as "
         "long as the run is driven",
+        json_schema_extra=OPERATIONAL,
     )
-    workers: StrictInt = Field(2, ge=1, description="processes, each with models of its own")
-    cpus: StrictFloat = Field(1.0, ge=0, description="that Ray gives each of them")
-    gpus: StrictFloat = Field(0.0, ge=0, description="that Ray gives each of them")
+    cpus: StrictFloat = Field(
+        1.0, ge=0, description="that Ray gives each of them", json_schema_extra=OPERATIONAL
+    )
+    gpus: StrictFloat = Field(
+        0.0, ge=0, description="that Ray gives each of them", json_schema_extra=OPERATIONAL
+    )
     retries: StrictInt = Field(
-        2, ge=0, description="how often a batch is done again whose process ended"
+        2,
+        ge=0,
+        description="how often a batch is done again whose process ended",
+        json_schema_extra=OPERATIONAL,
     )
 
 
@@ -537,11 +549,7 @@ class Config(Frozen):
         json_schema_extra=OPERATIONAL,
     )
     stage: dict[Stage, Isolated] = {}
-    cluster: Cluster | None = Field(
-        None,
-        description="who answers and judges in place of the driver's machine",
-        json_schema_extra=OPERATIONAL,
-    )
+    cluster: Cluster = Cluster()
     track: dict[Name, Track]
     models: dict[Name, Model]
     warmup: Warmup | None = None

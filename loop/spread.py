@@ -81,9 +81,8 @@ class Spread:
     """Hands that send answers and judgements out, and leave the rest to others."""
 
     def __init__(self, rest: Hands, config: Config, root: Path, say: Any) -> None:
-        assert config.cluster is not None
         self._rest, self._config, self._root, self._say = rest, config, root, say
-        self._own: Cluster = config.cluster
+        self._own = config.cluster
         self._workers: list[Any] = []
         self._stage = ""
         self._connected = False

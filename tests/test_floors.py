@@ -28,9 +28,10 @@ CATCHES_EVERYTHING = {
     ("judges/sandbox/remote.py", "told"): "a program's exception may raise when it is printed",
     ("judges/sandbox/testing.py", "_failure"): "whatever ends a test early fails it",
     ("loop/child.py", "serve"): "what a stage raises is told to the driver, which raises it",
-    ("loop/child.py", "told"): "a plug-in's exception may raise when it is packed",
+    ("loop/outcome.py", "told"): "a plug-in's exception may raise when it is packed",
+    ("loop/outcome.py", "heard"): "a plug-in's exception may raise when it is unpacked",
+    ("loop/spread.py", "perform"): "what a task raises is told to the driver, which raises it",
     ("loop/child.py", "_read"): "what cannot be read would be waited for: the process ends",
-    ("loop/apart.py", "_raised"): "a plug-in's exception may raise when it is unpacked",
     ("judges/contract.py", "_tried"): "whatever a judge raises is what the check found",
 }
 FILES = sorted(file for package in BELOW for file in (ROOT / package).rglob("*.py"))
