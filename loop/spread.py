@@ -88,9 +88,7 @@ class Spread:
         self._connected = False
 
     def begin(self, stage: str) -> None:
-        if stage != self._stage:
-            self._end()
-            self._stage = stage
+        self._stage = stage
         self._rest.begin(stage)
 
     def perform(self, task: Task) -> Any:
@@ -175,7 +173,7 @@ class Spread:
         return made.remote(self._config.model_dump(mode="json"), str(self._root.resolve()))
 
     def _end(self) -> None:
-        """End the workers: the memory that they hold is for the next stage."""
+        """End the workers: others need the memory that they hold."""
         for worker in self._workers:
             _ray().kill(worker)
         self._workers = []
