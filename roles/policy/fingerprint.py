@@ -91,10 +91,11 @@ class Worker:
     """
 
     def ratchet_weights(self) -> dict[str, Any]:
-        """The dtype of the model and the fingerprint of each of its weights by name."""
+        """The model's dtype, its device, and the fingerprint of each of its weights by name."""
         model, dtype = self._ratchet_model()
-        found = {name: str(of_tensor(each, dtype)) for name, each in _held(model, dtype)}
-        return {"dtype": str(dtype).removeprefix("torch."), "weights": found}
+        device = next(model.parameters()).device.type
+        found = {name: str(each) for name, each in _held(model, dtype)}
+        return {"dtype": str(dtype).removeprefix("torch."), "device": device, "weights": found}
 
     def ratchet_adapters(self) -> list[dict[str, Any]]:
         """The same of each adapter that is there."""
@@ -107,23 +108,32 @@ class Worker:
         return runner.get_model(), runner.model_config.dtype
 
 
-def _held(model: Any, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
-    """Each weight that a vLLM model computes with, once."""
+def _held(model: Any, dtype: torch.dtype) -> Iterator[tuple[str, int]]:
+    """The fingerprint of each weight that a vLLM model computes with, once.
+
+    On a CPU layers compute with a copy that is packed for it, and may have nothing else. Where a
+    layer has the weight too, as one whose weight is also another's, the copy is to be the same:
+    what it is off by comes on top.
+    """
     seen = set[int]()
     for where, module in model.named_modules():
+        packed = hasattr(module, "cpu_linear")
         for own, weight in module.named_parameters(recurse=False):
             name = f"{where}.{own}"
-            if weight.numel() == 0 and hasattr(module, "quant_method"):
-                yield name, _asked(module, dtype, weight.device)
-            elif weight.data_ptr() not in seen:
+            own_print = of_tensor(weight, dtype) if weight.numel() else 0
+            if packed and own == "weight":
+                copied = of_tensor(_asked(module, dtype, weight.device), dtype)
+                yield f"{name} packed", (copied - own_print) % 2**64
+            if weight.numel() and weight.data_ptr() not in seen:
                 seen.add(weight.data_ptr())
-                yield name, weight
+                yield name, own_print
 
 
 def _asked(linear: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
     """The weight of a linear layer that has packed it away, [in, out]: what it makes of each unit
     vector, which is exact, since all other products are zero."""
-    width = getattr(linear, "input_size_per_partition", None) or linear.input_size
+    known = ("input_size_per_partition", "input_size", "embedding_dim")
+    width = next(getattr(linear, name) for name in known if hasattr(linear, name))
     units = torch.eye(width, dtype=dtype, device=device)
     starts = range(0, width, _ROWS)
     return torch.cat(

@@ -126,7 +126,12 @@ class VllmEngine:
         self._begun: Checkpoint | None = None
         """Whose configuration and tokenizer vLLM was started with."""
         self._proven: set[str] = set()
-        """Digests of the weights and adapters that vLLM is proven to have."""
+        """Digests of the checkpoints that vLLM is proven to have."""
+        self._whole: Path | None = None
+        """The folder of the whole weights that it is proven to have."""
+        self._reloads = False
+        """Whether it takes other weights in place. On a CPU, where layers have copies of theirs, it
+        does not change all of them."""
 
     def check(self) -> None:
         """Raises UserError where vLLM, or what asks a server, is not here or does not fit."""
@@ -177,14 +182,14 @@ class VllmEngine:
             return
         if self.sleep and not self._asleep:
             self._running.sleep()
-            self._asleep, self._proven = True, set()
+            self._asleep, self._whole, self._proven = True, None, set()
         elif not self.sleep:
             self.end()
 
     def end(self) -> None:
         """End vLLM, if it runs."""
         running, self._running = self._running, None
-        self._asleep, self._begun, self._proven = False, None, set()
+        self._asleep, self._begun, self._whole, self._proven = False, None, None, set()
         if running is not None:
             running.close()
 
@@ -194,13 +199,14 @@ class VllmEngine:
             self.end()
         if self._running is None:
             self._running = self._start(checkpoint, whole)
-            self._begun = checkpoint
-        elif self._asleep or str(whole) not in self._proven:
-            self._proven = set()
+            self._begun, self._whole = checkpoint, None
+        elif self._asleep or self._whole != whole:
+            self._proven, self._whole = set(), None
             self._running.reload(whole)
-        if str(whole) not in self._proven:
-            _prove([self._running.ask("ratchet_weights")], whole, fingerprint.of_folder)
-            self._proven.add(str(whole))
+        if self._whole is None:
+            workers = self._running.ask("ratchet_weights")
+            _prove([workers], whole, fingerprint.of_folder)
+            self._whole, self._reloads = whole, workers[0]["device"] != "cpu"
         self._asleep = False
         return self._running
 
@@ -208,6 +214,8 @@ class VllmEngine:
         """Whether a vLLM that runs can take the checkpoint without being begun anew."""
         begun = self._begun
         assert begun is not None
+        if self._whole != adapters.base_path(checkpoint) and not self._reloads:
+            return False
         return (
             _shape(adapters.base_path(begun)) == _shape(adapters.base_path(checkpoint))
             and begun.tokenizer_digest == checkpoint.tokenizer_digest

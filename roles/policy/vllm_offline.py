@@ -30,6 +30,7 @@ class Offline:
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         from vllm import LLM
 
+        self._asleep = False
         try:
             self._llm: Any = LLM(**arguments, disable_log_stats=True)
         except (ValueError, OSError) as error:
@@ -82,15 +83,19 @@ class Offline:
         return found
 
     def reload(self, folder: Path) -> None:
-        self._llm.wake_up(tags=["weights"])
+        if self._asleep:
+            self._llm.wake_up(tags=["weights"])
         self._llm.collective_rpc("reload_weights", kwargs={"weights_path": str(folder)})
-        self._llm.wake_up()
+        if self._asleep:
+            self._llm.wake_up()
+            self._asleep = False
         # What was kept of texts was computed with other weights.
         if not self._llm.reset_prefix_cache():
             raise RuntimeError("vLLM keeps what it computed with other weights")
 
     def sleep(self) -> None:
         self._llm.sleep(level=2)
+        self._asleep = True
 
     def close(self) -> None:
         core = self._llm.llm_engine.engine_core
