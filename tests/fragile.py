@@ -38,7 +38,10 @@ def misbehave(how: str, left: str) -> None:
     files = sorted(Path(left).iterdir()) if left else []
     if not files:
         return
-    files[0].unlink()
+    try:
+        files[0].unlink()
+    except FileNotFoundError:  # of several processes another one misbehaves
+        return
     match how:
         case "killed":
             os.kill(os.getpid(), signal.SIGKILL)
