@@ -166,17 +166,26 @@ def test_a_folder_that_was_changed_is_refused(
         greedy(engine.open(model))
 
 
-def test_an_engine_that_kept_its_old_weights_stops_the_run(
-    engine: VllmEngine, models: dict[str, Checkpoint], monkeypatch: pytest.MonkeyPatch
+def test_an_engine_that_kept_some_of_its_old_weights_stops_the_run(
+    engine: VllmEngine, models: dict[str, Checkpoint]
 ) -> None:
-    first = engine.open(models["first"])
-    greedy(first)
-    running = engine._running
-    monkeypatch.setattr(type(running), "reload", lambda *_: None)
+    """What vLLM reads in place on a CPU leaves the head's packed copy of the weights as it was."""
+    greedy(engine.open(models["first"]))
+    engine._reloads = True
     with pytest.raises(UserError, match=r"computes with other weights than those in .*second"):
         greedy(engine.open(models["second"]))
-    monkeypatch.undo()
+    assert engine._running is None
     assert greedy(engine.open(models["second"])) == greedy(ours(models["second"]))
+
+
+def test_an_engine_that_kept_all_of_its_old_weights_stops_the_run(
+    engine: VllmEngine, models: dict[str, Checkpoint], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    greedy(engine.open(models["first"]))
+    engine._reloads = True
+    monkeypatch.setattr(type(engine._running), "reload", lambda *_: None)
+    with pytest.raises(UserError, match=r"computes with other weights than those in .*second"):
+        greedy(engine.open(models["second"]))
 
 
 @pytest.mark.parametrize("wrong", ["template", "tokenizer"])
