@@ -125,7 +125,7 @@ def test_a_key_that_a_recipe_does_not_have_is_answered_with_those_of_its_trial_t
     with pytest.raises(UserError, match="'contrl'; did you mean 'control'"):
         config.read(recipe=str(mine))
     mine.write_text("zzz = 1\n")
-    with pytest.raises(UserError, match=r"there are: alarms, arena, .* claim, control, "):
+    with pytest.raises(UserError, match=r"there are: alarms, arena, .* claim, cluster, control, "):
         config.read(recipe=str(mine))
 
 

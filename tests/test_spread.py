@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -88,35 +87,3 @@ def test_one_that_dies_each_time_stops_the_run_in_a_sentence_and_it_goes_on(
     ended = loop("start", root)
     assert ended.returncode == 0, ended.stderr
     assert rows(root)["candidate"] == alone["candidate"]
-
-
-def test_what_a_role_raises_there_is_raised_here(tmp_path: Path) -> None:
-    file = scripted_toml(tmp_path)
-    sets = [*SPREAD, *CLUSTER, *fragile(tmp_path, "engine", "own")]
-    ended = loop("start", "--config", file, "--runs", tmp_path / "runs", *told(sets))
-    assert ended.returncode == 1
-    assert "Own: known there alone" in ended.stderr
-    assert "In the process of a worker" in ended.stderr
-
-
-def test_a_cluster_that_is_not_there_or_too_small_is_refused(tmp_path: Path) -> None:
-    file = scripted_toml(tmp_path)
-    start_ = ("start", "--config", file, "--runs", tmp_path / "runs", *told([*SPREAD, *CLUSTER]))
-    ended = loop(*start_, "--set", "cluster.address=127.0.0.1:1")
-    assert ended.returncode in (2, 4)
-    assert "no Ray cluster at 127.0.0.1:1" in ended.stderr
-    ended = loop(*start_, "--set", "cluster.gpus=1")
-    assert ended.returncode in (2, 4)
-    assert "0 GPUs, and 2 workers with 1 each need 2" in ended.stderr
-
-
-def test_the_budget_ends_a_run_where_it_ends_one_without(tmp_path: Path) -> None:
-    ends = []
-    for name, sets in (("alone", []), ("spread", CLUSTER)):
-        file = scripted_toml(tmp_path)
-        given = [*SPREAD, *sets, "budget.generated_tokens=400"]
-        ended = loop("start", "--config", file, "--runs", tmp_path / name, *told(given))
-        assert ended.returncode == 0, ended.stderr
-        found = json.loads(loop("status", only(tmp_path / name), "--json").stdout)
-        ends.append((found["status"], rows(only(tmp_path / name))["candidate"]))
-    assert ends[0] == ends[1]
