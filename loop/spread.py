@@ -58,10 +58,6 @@ class Worker:
             outcome = told(error)
         return outcome, list(self._said)
 
-    def process(self) -> tuple[str, int]:
-        """Its machine's name and its number there."""
-        return os.uname().nodename, os.getpid()
-
     def _warned(self, message: Any, category: Any, filename: str, *_: Any, **__: Any) -> None:
         if names.is_ours(filename):
             self._said.append(str(message))

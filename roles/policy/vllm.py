@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal, Protocol, TypeVar
 import torch
 from pydantic import Field
 
-from roles.policy import adapters, fingerprint
+from roles.policy import adapters, fingerprint, vllm_version
 from roles.policy.rows import Drawn, Ids, Row
 from roles.policy.text import TextPolicy
 from store import checkpoints
@@ -59,7 +59,7 @@ class Running(Protocol):
         """Read an adapter, if it is not there yet."""
         ...
 
-    def ask(self, method: str, *arguments: str) -> list[Any]:
+    def ask(self, method: str) -> list[Any]:
         """What each worker answers to a method of fingerprint.Worker."""
         ...
 
@@ -117,6 +117,7 @@ class VllmEngine:
     ) -> None:
         if url is not None and serve:
             raise UserError("an engine has a url, of a server that runs, or serve=true, not both")
+        vllm_version.check(elsewhere=url is not None)
         self.url, self.key_env, self.serve, self.dtype = url, key_env, serve, dtype
         self.tensor_parallel, self.context = tensor_parallel, context
         self.gpu_memory, self.cache_gib, self.sleep = gpu_memory, cache_gib, sleep
@@ -132,12 +133,6 @@ class VllmEngine:
         self._reloads = False
         """Whether it takes other weights in place. On a CPU, where layers have copies of theirs, it
         does not change all of them."""
-
-    def check(self) -> None:
-        """Raises UserError where vLLM, or what asks a server, is not here or does not fit."""
-        from roles.policy import vllm_version
-
-        vllm_version.check(elsewhere=self.url is not None)
 
     def open(self, checkpoint: Checkpoint) -> VllmPolicy:
         """The checkpoint as a policy. vLLM reads it when something is first asked of it."""
@@ -224,7 +219,6 @@ class VllmEngine:
         )
 
     def _start(self, checkpoint: Checkpoint, whole: Path) -> Running:
-        self.check()
         if self.url is None and not self.serve:
             from roles.policy.vllm_offline import Offline
 
@@ -240,7 +234,9 @@ class VllmEngine:
                 f"the key of {self.url} is to be in the environment variable {self.key_env!r}, "
                 "which is not set"
             )
-        return Served(self.url, whole, self.concurrency, self.timeout_s, key)
+        served = Served(self.url, self.concurrency, self.timeout_s, key)
+        served.reload(whole)
+        return served
 
     def arguments(self, checkpoint: Checkpoint, whole: Path) -> dict[str, Any]:
         """What vLLM is told, by the names that its arguments have in Python."""

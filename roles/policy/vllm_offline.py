@@ -78,8 +78,8 @@ class Offline:
     def add(self, adapter: Checkpoint) -> None:
         self._llm.llm_engine.add_lora(_request(adapter))
 
-    def ask(self, method: str, *arguments: str) -> list[Any]:
-        found: list[Any] = self._llm.collective_rpc(method, args=arguments)
+    def ask(self, method: str) -> list[Any]:
+        found: list[Any] = self._llm.collective_rpc(method)
         return found
 
     def reload(self, folder: Path) -> None:
@@ -113,10 +113,10 @@ class Offline:
     def _generate(
         self, texts: Sequence[Ids], asked: Sequence[Any], adapter: Checkpoint | None
     ) -> list[Any]:
-        prompts = [{"prompt_token_ids": list(ids)} for ids in texts]
-        lora = None if adapter is None else _request(adapter)
         from vllm.v1.engine.exceptions import EngineDeadError
 
+        prompts = [{"prompt_token_ids": list(ids)} for ids in texts]
+        lora = None if adapter is None else _request(adapter)
         try:
             found: list[Any] = self._llm.generate(
                 prompts, list(asked), use_tqdm=False, lora_request=lora

@@ -45,13 +45,11 @@ _PDEATHSIG = 1  # of prctl(2)
 class Served:
     """See vllm.Running. A server that runs already, and stays when the run has ended.
 
-    url: with or without /v1 at its end. folder: of the whole weights, which it is to read.
-    key: that it wants, or "". timeout_s: of a call, and of waiting for a server that is away.
+    url: with or without /v1 at its end. key: that it wants, or "". timeout_s: of a call, and of
+    waiting for a server that is away.
     """
 
-    def __init__(
-        self, url: str, folder: Path, concurrency: int, timeout_s: float, key: str = ""
-    ) -> None:
+    def __init__(self, url: str, concurrency: int, timeout_s: float, key: str = "") -> None:
         self._root = shown_address(url).removesuffix("/v1")
         self._key, self._timeout_s = key, timeout_s
         self._at_once = concurrency
@@ -59,8 +57,6 @@ class Served:
         listed = self._get("/v1/models")["data"]
         self._model = str(next(each["id"] for each in listed if not each.get("parent")))
         self._adapters: set[str] = set()
-        if not isinstance(self, Started):
-            self.reload(folder)
 
     def draw(
         self, rows: Sequence[Row], sampling: Sampling, end_ids: Ids, adapter: Checkpoint | None
@@ -107,9 +103,9 @@ class Served:
             self._post("/v1/load_lora_adapter", body)
             self._adapters.add(name)
 
-    def ask(self, method: str, *arguments: str) -> list[Any]:
+    def ask(self, method: str) -> list[Any]:
         try:
-            said = self._post("/collective_rpc", {"method": method, "args": list(arguments)})
+            said = self._post("/collective_rpc", {"method": method})
         except UserError as error:
             raise UserError(
                 f"{self._root} does not say which weights it has ({error}); it is to be started "
@@ -257,9 +253,7 @@ class Started(Served):
             )
         self._finalizer = weakref.finalize(self, _end, self._process)
         try:
-            super().__init__(
-                f"http://127.0.0.1:{port}", Path(arguments["model"]), concurrency, timeout_s
-            )
+            super().__init__(f"http://127.0.0.1:{port}", concurrency, timeout_s)
         except BaseException:
             self._finalizer()
             raise
