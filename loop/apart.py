@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any, cast, get_args
 
 from loop import config as configuration
-from loop import names
 from loop.outcome import Lost, heard
 from loop.settings import Config, Isolated, Role, Stage
 from loop.tasks import PolicyCall, Task
+from roles.processes import python_path
 from roles.protocols import Policy
 from store.errors import UserError
 from store.records import ALONE, Checkpoint, Completion, Prompt, Sampling, TokenLogprobs
@@ -44,7 +44,6 @@ class Child:
         self._timeout_s = own.timeout_s
         self._log.parent.mkdir(exist_ok=True)
         ours, theirs = socket.socketpair()
-        found = os.pathsep.join(filter(None, [str(names.HOME), os.environ.get("PYTHONPATH")]))
         seen = {} if own.devices is None else {"CUDA_VISIBLE_DEVICES": ",".join(own.devices)}
         with theirs, self._log.open("ab") as log:
             # In a session of its own: a Ctrl-C asks the run to stop after its batch.
@@ -54,7 +53,7 @@ class Child:
                 stdout=log,
                 stderr=log,
                 pass_fds=[theirs.fileno()],
-                env=os.environ | {"PYTHONPATH": found} | seen,
+                env=os.environ | python_path() | seen,
                 start_new_session=True,
             )
         self._connection = Connection(ours.detach())

@@ -8,6 +8,7 @@ another does its batch again. Trainings, and what proposers ask, stay with the d
 from __future__ import annotations
 
 import os
+import socket
 import warnings
 from collections import deque
 from collections.abc import Iterator
@@ -24,12 +25,15 @@ from loop.outcome import Lost, heard, told
 from loop.seat import Seat
 from loop.settings import Cluster, Config
 from loop.tasks import Answering, Judging, Task
+from roles.processes import python_path
 from roles.protocols import Policy
 from store.errors import UserError
 from store.records import Checkpoint
 
 OBJECTS_BYTES = 1 << 28
 """Of what is on its way, in a cluster of our own."""
+ANSWER_S = 10.0
+"""For a cluster's address to answer."""
 AHEAD = 2
 """Tasks that a worker has at a time: while it does one the next is on its way."""
 
@@ -191,6 +195,7 @@ def _begun(own: Cluster) -> Any:
     ray = _ray()
     if ray.is_initialized():
         return ray
+    _check_there(own.address)
     given: dict[str, Any] = {"address": own.address}
     if own.address is None:
         given = {
@@ -217,12 +222,22 @@ def _begun(own: Cluster) -> Any:
     return ray
 
 
+def _check_there(address: str | None) -> None:
+    """Raises UserError where nobody answers: Ray itself would try for minutes."""
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=ANSWER_S).close()
+    except OSError as error:
+        raise UserError(f"no Ray cluster at {address}: {error}") from None
+
+
 @contextmanager
 def _environment() -> Iterator[None]:
     """What processes of a cluster of our own inherit: where Ratchet is, and nothing is reported."""
-    found = os.pathsep.join(filter(None, [str(names.HOME), os.environ.get("PYTHONPATH")]))
     before = dict(os.environ)
-    os.environ.update({"PYTHONPATH": found, "RAY_USAGE_STATS_ENABLED": "0"})
+    os.environ.update(python_path() | {"RAY_USAGE_STATS_ENABLED": "0"})
     try:
         yield
     finally:

@@ -87,3 +87,42 @@ def test_one_that_dies_each_time_stops_the_run_in_a_sentence_and_it_goes_on(
     ended = loop("start", root)
     assert ended.returncode == 0, ended.stderr
     assert rows(root)["candidate"] == alone["candidate"]
+
+
+def test_what_a_role_raises_there_ends_the_run_here_with_its_words(tmp_path: Path) -> None:
+    file = scripted_toml(tmp_path)
+    sets = [*SPREAD, *CLUSTER, *fragile(tmp_path, "engine", "own")]
+    ended = loop("start", "--config", file, "--runs", tmp_path / "runs", *told(sets))
+    assert ended.returncode == 4
+    assert "Own: known there alone" in ended.stderr
+    assert "In the process of a worker" in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("cluster.address=127.0.0.1:1", "no Ray cluster at 127.0.0.1:1: "),
+        ("cluster.gpus=1.0", "0 GPUs, and 2 workers with 1 each need 2"),
+    ],
+)
+def test_a_cluster_that_is_not_there_or_too_small_is_refused(
+    tmp_path: Path, setting: str, said: str
+) -> None:
+    file = scripted_toml(tmp_path)
+    sets = told([*SPREAD, *CLUSTER, setting])
+    ended = loop("start", "--config", file, "--runs", tmp_path / "runs", *sets)
+    assert ended.returncode == 4
+    assert said in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_the_budget_ends_a_run_where_it_ends_one_without(tmp_path: Path) -> None:
+    ends = []
+    for name, sets in (("alone", []), ("spread", CLUSTER)):
+        file = scripted_toml(tmp_path)
+        given = told([*SPREAD, *sets, "budget.generated_tokens=400"])
+        ended = loop("start", "--config", file, "--runs", tmp_path / name, *given)
+        assert ended.returncode == 3, ended.stderr
+        ends.append(rows(only(tmp_path / name))["candidate"])
+    assert ends[0] == ends[1]
+    assert ends[0]

@@ -29,6 +29,7 @@ from roles.policy.server import run_async, shown_address
 from roles.policy.settling import backoff_s
 from roles.policy.vllm import WORKER, Gone, number
 from roles.policy.vllm_offline import settings
+from roles.processes import python_path
 from store.errors import UserError
 from store.records import Checkpoint, Sampling
 
@@ -237,9 +238,7 @@ class Started(Served):
             port = free.getsockname()[1]
         descriptor, name = tempfile.mkstemp(prefix="ratchet-vllm-", suffix=".log")
         self._log = Path(name)
-        home = Path(__file__).resolve().parents[2]
-        found = os.pathsep.join(filter(None, [str(home), os.environ.get("PYTHONPATH")]))
-        own = {MODE: "1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True", "PYTHONPATH": found}
+        own = python_path() | {MODE: "1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"}
         told = ["serve", arguments["model"], "--host", "127.0.0.1", "--port", str(port)]
         with os.fdopen(descriptor, "wb") as log:
             self._process = subprocess.Popen(

@@ -28,6 +28,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from roles.processes import python_path
 from store.errors import UserError
 
 Found = TypeVar("Found")
@@ -182,12 +183,10 @@ class _Other:
     def __init__(self, task: Path, rank: int, env: dict[str, str]) -> None:
         self._rank = rank
         self._log = task.with_name(f"log-{rank}")
-        home = str(Path(__file__).resolve().parents[2])
-        found = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH")]))
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "roles.trainers.team", str(task), str(rank)],
-                env={**os.environ, **env, "PYTHONPATH": found},
+                env={**os.environ, **python_path(), **env},
                 stdin=subprocess.PIPE,  # it ends when this process does
                 stdout=log,
                 stderr=log,
