@@ -31,6 +31,8 @@ WORKER = "roles.policy.fingerprint.Worker"
 PROBE = "Why?  1234567890 éßø 漢字 🙂\n\tIs <b>it</b> {{so}}, don't \\you 'think'?"
 """A question with something in it that tokenizers disagree on."""
 TRIES = 3
+RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""Of adapters, that vLLM makes room for."""
 _VOLATILE = {"_name_or_path", "transformers_version", "dtype", "torch_dtype"}
 
 
@@ -258,7 +260,8 @@ class VllmEngine:
         if self.sleep:
             table["enable_sleep_mode"] = True
         if checkpoint.kind == "adapter":
-            table |= {"enable_lora": True, "max_lora_rank": _rank(checkpoint), "max_loras": 2}
+            rank = min((each for each in RANKS if each >= _rank(checkpoint)), default=RANKS[-1])
+            table |= {"enable_lora": True, "max_lora_rank": rank}
         return table | self.extra
 
 
