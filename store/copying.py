@@ -1,12 +1,13 @@
-"""A run's rows from one database into another, whichever the two are."""
+"""Many rows at once into a database, and a run's from one into another, whichever the two are."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from sqlalchemy import Connection, Table, func, insert, select
 
-from store import tables
+from store import postgres, tables
 
 ROWS = 2_000
 """Read and written together."""
@@ -22,6 +23,16 @@ TABLES: tuple[Table, ...] = tuple(
 """All of a run's tables, each after those that it names; only a prompt may name a candidate."""
 
 
+def write_rows(into: Connection, table: Table, made: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows of equal keys, in order."""
+    if not made:
+        return
+    if into.dialect.name == "postgresql":
+        postgres.copy_in(into, table, made)
+    else:
+        into.execute(insert(table), list(made))
+
+
 def copy_rows(source: Connection, into: Connection) -> None:
     """Copy every row, ids included, into tables that are empty. The caller commits."""
     on_postgres = into.dialect.name == "postgresql"
@@ -32,7 +43,7 @@ def copy_rows(source: Connection, into: Connection) -> None:
         chosen = select(table).order_by(*table.primary_key.columns)
         found = source.execution_options(yield_per=ROWS).execute(chosen)
         for part in found.mappings().partitions():
-            into.execute(insert(table), [dict(row) for row in part])
+            write_rows(into, table, [dict(row) for row in part])
         if on_postgres and "id" in table.c:
             last = select(func.max(table.c.id)).scalar_subquery()
             into.execute(

@@ -14,6 +14,7 @@ import os
 import re
 import threading
 import time
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import timedelta
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
+from sqlalchemy import URL, Connection, Engine, Table, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from store import dialect
@@ -190,6 +191,23 @@ def connect(place: Place) -> Engine:
             connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({writer})")
 
     return engine
+
+
+def copy_in(connection: Connection, table: Table, made: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows of equal keys, in order, by COPY: several times as fast as by INSERT."""
+    on, quote = connection.dialect, connection.dialect.identifier_preparer.quote
+    columns = [table.c[name] for name in made[0]]
+    ways = [each.type.dialect_impl(on).bind_processor(on) for each in columns]
+    named = ", ".join(quote(each.name) for each in columns)
+    said = f"COPY {quote(table.name)} ({named}) FROM STDIN"
+    own: Any = connection.connection.driver_connection
+    try:
+        with own.cursor() as cursor, cursor.copy(said) as copy:
+            for row in made:
+                values = (row[each.name] for each in columns)
+                copy.write_row([way(it) if way else it for way, it in zip(ways, values, strict=True)])
+    except driver().Error as error:
+        raise DBAPIError.instance(said, None, error, driver().Error) from error
 
 
 def key(schema: str, what: str) -> int:

@@ -13,12 +13,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
-from sqlalchemy import Connection, Text, insert, text
+from sqlalchemy import Connection, Text, text
 from sqlalchemy import cast as sql_cast
 from sqlalchemy import select as plain_select
 from sqlmodel import Session, SQLModel, col, select
 
-from store import postgres, rows
+from store import copying, postgres, rows
 from store.connect import connect, only_reading, transaction, write_ahead
 from store.errors import UserError
 from store.migrations import LATEST, migrate, version
@@ -150,6 +150,5 @@ def candidate_columns() -> Any:
 
 
 def insert_rows(session: Session, table: type[SQLModel], made: Sequence[Mapping[str, Any]]) -> None:
-    """Insert many rows at once, past the ORM's bookkeeping of each."""
-    if made:
-        session.connection().execute(insert(cast(Any, table).__table__), list(made))
+    """Insert many rows of equal keys at once, past the ORM's bookkeeping of each."""
+    copying.write_rows(session.connection(), cast(Any, table).__table__, made)
