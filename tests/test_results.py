@@ -315,6 +315,8 @@ def test_what_runs_ends_with_results_and_goes_on_when_asked_again(tmp_path: Path
             stderr=subprocess.PIPE,
             text=True,
             env=os.environ | {"PYTHONPATH": str(HERE.parent)},
+            # Who runs these tests in the background has it ignored, and so would this.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) and None,
         )
         driven = None
         while driven is None:

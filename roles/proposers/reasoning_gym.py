@@ -22,6 +22,9 @@ from store.records import Call, Message, Prompt, Split
 _CHUNK = 4096
 # So many entries in a row without a new prompt, and the task counts as run dry.
 _PATIENCE = 1000
+_CHECKED: set[tuple[str, str]] = set()
+"""Tasks and options that were tried: a run's proposers have much in common, and one that reads a
+book for its words takes a quarter of a second."""
 
 
 class ReasoningGym:
@@ -94,6 +97,9 @@ class _Task:
 
     def _check_options(self) -> None:
         """Some options pass the data set's own check and fail at its first entry."""
+        asked = (self.name, repr(sorted(self.options.items())))
+        if asked in _CHECKED:
+            return
         dataset = make_dataset(self.name, self.options, seed=0, size=1)
         try:
             dataset[0]
@@ -102,6 +108,7 @@ class _Task:
                 f"the reasoning-gym task {self.name!r} makes no entries with {self.options}: "
                 f"{error}"
             ) from error
+        _CHECKED.add(asked)
 
 
 class _Stream:
