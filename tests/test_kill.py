@@ -154,7 +154,7 @@ def status(runs: Path) -> dict[str, Any]:
     return found[0] if found else {}
 
 
-@pytest.mark.parametrize("moments", [4, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("moments", [2, pytest.param(20, marks=pytest.mark.slow)])
 def test_a_real_run_killed_in_training_and_at_random_moments_ends_the_same(
     tmp_path: Path, moments: int
 ) -> None:
