@@ -93,6 +93,8 @@ class Child:
                         warnings.warn(str(content[0]), stacklevel=1)
                     case _:
                         return kind, *content
+            elif self._process.poll() is not None and not self._connection.poll():
+                raise self._ending()  # what it began may still hold the connection
             elif self._timeout_s is not None and time.monotonic() - last > self._timeout_s:
                 raise Lost(f"said nothing for its timeout_s, {self._timeout_s:g} s")
             if not asked and task.call.stopping():

@@ -32,6 +32,8 @@ class Seat:
     _open: tuple[Path, Policy] | None = None
     _engine: Engine | None = None
     """What opened it."""
+    _engines: list[Engine] = field(default_factory=list)
+    """All that opened one: what rests between policies ends when the seat is left."""
     _frozen: dict[str, Checkpoint] = field(default_factory=dict)
     _servers: dict[str, Any] = field(default_factory=dict)
     _memory: RunMemory | None = None
@@ -45,6 +47,8 @@ class Seat:
             if not isinstance(policy, Policy):
                 raise RuntimeError(f"engine {type(engine).__name__} opened {policy!r}, no policy")
             self._open, self._engine = (checkpoint.path, policy), engine
+            if engine not in self._engines:
+                self._engines.append(engine)
         return self._open[1]
 
     def frozen(self, path: str) -> Checkpoint:
@@ -73,6 +77,8 @@ class Seat:
 
     def close(self) -> None:
         self.close_policy()
+        for engine in self._engines:
+            getattr(engine, "end", bool)()
         for server in self._servers.values():
             server.close()
         if self._memory is not None:

@@ -205,7 +205,9 @@ def copy_in(connection: Connection, table: Table, made: Sequence[Mapping[str, An
         with own.cursor() as cursor, cursor.copy(said) as copy:
             for row in made:
                 values = (row[each.name] for each in columns)
-                copy.write_row([way(it) if way else it for way, it in zip(ways, values, strict=True)])
+                copy.write_row(
+                    [way(it) if way else it for way, it in zip(ways, values, strict=True)]
+                )
     except driver().Error as error:
         raise DBAPIError.instance(said, None, error, driver().Error) from error
 

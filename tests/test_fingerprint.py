@@ -99,3 +99,25 @@ def test_workers_that_share_a_weight_have_it_once(weights: dict[str, torch.Tenso
         for half in split.chunk(2)
     ]
     assert fingerprint.joined(found) == fingerprint.total([split, same], torch.float32)
+
+
+class Fused(torch.nn.Module):
+    """A worker's share of queries, keys and values, as vLLM lays them out."""
+
+    def __init__(self, shares: list[torch.Tensor], rank: int, replicas: int) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.cat(shares))
+        self.num_heads, self.head_size = 2, len(shares[0]) // 2
+        self.tp_rank, self.num_kv_head_replicas = rank, replicas
+
+
+def test_keys_and_values_that_more_than_one_worker_has_count_once() -> None:
+    """Four workers, eight heads of queries, two of keys and values."""
+    queries, keys, values = (torch.randn(heads * 4, 16) for heads in (8, 2, 2))
+    workers = []
+    for rank in range(4):
+        of = [keys.chunk(2)[rank // 2], values.chunk(2)[rank // 2]]
+        fused = Fused([queries.chunk(4)[rank], *of], rank, 2)
+        workers.append({k: str(v) for k, v in fingerprint._held(fused, torch.float32)})
+    expected = fingerprint.total([queries, keys, values], torch.float32)
+    assert fingerprint.joined(workers) == expected

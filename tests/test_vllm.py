@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from safetensors.torch import load_file, save_file
 import small_model
 from roles.policy.transformers import TransformersEngine
 from roles.policy.vllm import VllmEngine
+from roles.processes import python_path
 from small_model import checkpoint, examples, question
 from store.errors import UserError
 from store.records import Checkpoint, Completion, Sampling
@@ -209,25 +211,67 @@ def test_an_engine_with_another_tokenizer_or_template_stops_the_run(
     assert engine._running is None
 
 
-def children() -> set[int]:
-    return {each.pid for each in psutil.Process().children(recursive=True)}
+def computing() -> list[psutil.Process]:
+    """vLLM's processes that hold a model."""
+    found = psutil.Process().children(recursive=True)
+    return [each for each in found if "EngineCore" in " ".join([each.name(), *each.cmdline()])]
 
 
 def test_what_rests_has_given_its_memory_back_and_what_died_is_begun_anew(
     engine: VllmEngine, models: dict[str, Checkpoint]
 ) -> None:
     engine.rest()
-    before = children()
     policy = engine.open(models["first"])
     expected = sampled(policy)
-    there = children() - before
+    there = computing()
     assert there
-    for pid in there:
-        if "EngineCore" in psutil.Process(pid).name() or "EngineCore" in " ".join(
-            psutil.Process(pid).cmdline()
-        ):
-            os.kill(pid, signal.SIGKILL)
+    for each in there:
+        each.kill()
     with pytest.warns(UserWarning, match="begun anew"):
         assert sampled(policy) == expected
+    begun = psutil.Process().children(recursive=True)
     engine.rest()
-    assert not any(psutil.pid_exists(pid) for pid in children() - before)
+    _, left = psutil.wait_procs([*there, *begun], timeout=30)
+    assert [each for each in left if "resource_tracker" not in " ".join(each.cmdline())] == []
+
+
+DIES = """
+import sys
+from pathlib import Path
+
+import small_model
+import test_vllm
+from roles.policy.vllm import VllmEngine
+from roles.processes import python_path
+
+if __name__ == "__main__":
+    engine = VllmEngine(**test_vllm.ENGINE, serve=sys.argv[2] == "served")
+    model = small_model.checkpoint(Path(sys.argv[1]))
+    test_vllm.greedy(engine.open(model))
+    print("computed", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("how", ["in process", "served"])
+def test_it_ends_with_a_process_that_is_killed(
+    how: str, models: dict[str, Checkpoint], tmp_path: Path
+) -> None:
+    script = tmp_path / "dies.py"
+    script.write_text(DIES)
+    process = subprocess.Popen(
+        [sys.executable, str(script), str(models["first"].path), how],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | python_path(Path(__file__).parent),
+    )
+    assert process.stdout is not None
+    while (said := process.stdout.readline()) != "computed\n":
+        assert said, "it ended"
+    begun = psutil.Process(process.pid).children(recursive=True)
+    assert any("EngineCore" in " ".join([each.name(), *each.cmdline()]) for each in begun)
+    process.kill()
+    process.wait()
+    _, left = psutil.wait_procs(begun, timeout=60)
+    assert left == []

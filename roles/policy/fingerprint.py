@@ -91,21 +91,29 @@ class Worker:
     """
 
     def ratchet_weights(self) -> dict[str, Any]:
-        """The model's dtype, its device, and the fingerprint of each of its weights by name."""
+        """The model's dtype and device, which log-probabilities it tells, and the fingerprint of
+        each of its weights by name."""
         model, dtype = self._ratchet_model()
         device = next(model.parameters()).device.type
         found = {name: str(each) for name, each in _held(model, dtype)}
-        return {"dtype": str(dtype).removeprefix("torch."), "device": device, "weights": found}
+        return {
+            "dtype": str(dtype).removeprefix("torch."),
+            "device": device,
+            "logprobs": str(self._ratchet_runner().model_config.logprobs_mode),
+            "weights": found,
+        }
 
     def ratchet_adapters(self) -> list[dict[str, Any]]:
         """The same of each adapter that is there."""
-        runner: Any = self.model_runner  # type: ignore[attr-defined]
-        manager = runner.lora_manager._adapter_manager
+        manager = self._ratchet_runner().lora_manager._adapter_manager
         return [_of_lora(manager.get_adapter(number)) for number in manager.list_adapters()]
 
     def _ratchet_model(self) -> tuple[Any, torch.dtype]:
-        runner: Any = self.model_runner  # type: ignore[attr-defined]
+        runner = self._ratchet_runner()
         return runner.get_model(), runner.model_config.dtype
+
+    def _ratchet_runner(self) -> Any:
+        return self.model_runner  # type: ignore[attr-defined]
 
 
 def _held(model: Any, dtype: torch.dtype) -> Iterator[tuple[str, int]]:
@@ -126,7 +134,15 @@ def _held(model: Any, dtype: torch.dtype) -> Iterator[tuple[str, int]]:
                 yield f"{name} packed", (copied - own_print) % 2**64
             if weight.numel() and weight.data_ptr() not in seen:
                 seen.add(weight.data_ptr())
-                yield name, own_print
+                replicas = getattr(module, "num_kv_head_replicas", 1)
+                if replicas == 1:
+                    yield name, own_print
+                    continue
+                # Keys and values are here as often as there are more workers than heads of them.
+                queries = of_tensor(weight[: module.num_heads * module.head_size], dtype)
+                yield f"{name} queries", queries
+                first = module.tp_rank % replicas == 0
+                yield f"{name} keys, values", (own_print - queries) % 2**64 if first else 0
 
 
 def _asked(linear: Any, dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -27,9 +27,11 @@ from store.errors import UserError
 from store.records import Checkpoint, Message, Prompt, Sampling
 
 Found = TypeVar("Found")
-WORKER = "roles.policy.fingerprint.Worker"
+WORKER = "roles.policy.vllm_worker.Worker"
 PROBE = "Why?  1234567890 éßø 漢字 🙂\n\tIs <b>it</b> {{so}}, don't \\you 'think'?"
 """A question with something in it that tokenizers disagree on."""
+RAW = "raw_logprobs"
+"""Before temperature and truncation, as the other engine tells them."""
 TRIES = 3
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Of adapters, that vLLM makes room for."""
@@ -41,7 +43,13 @@ class Gone(Exception):
 
 
 class Running(Protocol):
-    """A vLLM that holds a model. Its methods raise UserError where asking again changes nothing."""
+    """A vLLM that holds a model. Its methods raise UserError where asking again changes nothing,
+    and Gone where another vLLM would do it."""
+
+    @property
+    def context(self) -> int:
+        """Tokens that it takes of a text at most, prompt and answer."""
+        ...
 
     def draw(
         self, rows: Sequence[Row], sampling: Sampling, end_ids: Ids, adapter: Checkpoint | None
@@ -58,7 +66,7 @@ class Running(Protocol):
         ...
 
     def add(self, adapter: Checkpoint) -> None:
-        """Read an adapter, if it is not there yet."""
+        """Read an adapter, in the place of one that is there."""
         ...
 
     def ask(self, method: str) -> list[Any]:
@@ -76,11 +84,6 @@ class Running(Protocol):
     def close(self) -> None:
         """End it. All its memory has returned."""
         ...
-
-
-def number(adapter: Checkpoint) -> int:
-    """What vLLM knows an adapter by. Two have the same number only if they are the same."""
-    return int(adapter.digest[:12], 16) + 1
 
 
 class VllmEngine:
@@ -163,10 +166,16 @@ class VllmEngine:
                     f"vLLM does not write a chat as {checkpoint.path} does: its tokenizer or chat "
                     "template is another; nothing was sampled with it"
                 )
-            if checkpoint.kind == "adapter" and checkpoint.digest not in self._proven:
+            if checkpoint.kind == "adapter":
+                self._proven = set()
                 running.add(checkpoint)
                 of_workers = zip(*running.ask("ratchet_adapters"), strict=True)
                 _prove(of_workers, checkpoint.path, fingerprint.of_adapter)
+            if running.context < (policy.positions or 0):
+                raise UserError(
+                    f"vLLM takes {running.context} tokens of a text, and {checkpoint.path} has "
+                    f"room for {policy.positions}; right is engine.context = {running.context}"
+                )
         except BaseException:
             self.end()
             raise
@@ -178,8 +187,12 @@ class VllmEngine:
         if self._running is None:
             return
         if self.sleep and not self._asleep:
-            self._running.sleep()
-            self._asleep, self._whole, self._proven = True, None, set()
+            try:
+                self._running.sleep()
+            except Gone:
+                self.end()
+            else:
+                self._asleep, self._whole, self._proven = True, None, set()
         elif not self.sleep:
             self.end()
 
@@ -203,6 +216,8 @@ class VllmEngine:
         if self._whole is None:
             workers = self._running.ask("ratchet_weights")
             _prove([workers], whole, fingerprint.of_folder)
+            if (mode := workers[0]["logprobs"]) != RAW:
+                raise UserError(f"this vLLM tells {mode}; right is: --logprobs-mode {RAW}")
             self._whole, self._reloads = whole, workers[0]["device"] != "cpu"
         self._asleep = False
         return self._running
@@ -221,6 +236,8 @@ class VllmEngine:
         )
 
     def _start(self, checkpoint: Checkpoint, whole: Path) -> Running:
+        if self.url is None and self.cache_gib is None:
+            os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "4")  # GiB, which only a CPU's reads
         if self.url is None and not self.serve:
             from roles.policy.vllm_offline import Offline
 
@@ -251,6 +268,7 @@ class VllmEngine:
             "enable_prefix_caching": True,
             "generation_config": "vllm",  # else the folder's own would change what is sampled
             "seed": 0,
+            "logprobs_mode": RAW,
             "worker_extension_cls": WORKER,
         }
         if self.context is not None:
@@ -280,6 +298,11 @@ class VllmPolicy(TextPolicy):
     def probe_ids(self) -> list[int]:
         """What PROBE becomes."""
         return self.prompt_ids(Prompt(messages=(Message(role="user", content=PROBE),)))
+
+    @property
+    def positions(self) -> int | None:
+        """How many tokens of a text the loop may ask for; None when nothing says."""
+        return self._positions
 
     def close(self) -> None:
         """vLLM goes on to the checkpoint that is opened next, or is given a rest."""

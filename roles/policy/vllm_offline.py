@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Sequence
+import signal
+import threading
+import weakref
+from collections.abc import Iterator, Sequence
+from concurrent.futures import InvalidStateError
+from contextlib import contextmanager, suppress
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
-from roles.policy import devices
+from roles.policy import devices, vllm_worker
 from roles.policy.rows import Drawn, Ids, Row
-from roles.policy.vllm import Gone, number
+from roles.policy.vllm import Gone
 from store.errors import UserError
 from store.records import Checkpoint, Sampling
 
@@ -28,14 +34,25 @@ class Offline:
         # vLLM says at length what it does; its errors are enough. A setting of the user's stays.
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+        # A fork would hold what this process has open, such as the way to its driver.
+        os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
         from vllm import LLM
 
         self._asleep = False
-        try:
+        self._numbers: dict[str, int] = {}
+        """Of adapters, by their digests: vLLM has room for small numbers."""
+        with _on_its_own(), _told(f"vLLM cannot open {folder}"):
             self._llm: Any = LLM(**arguments, disable_log_stats=True)
-        except (ValueError, OSError) as error:
-            said = " ".join(str(error).split())
-            raise UserError(f"vLLM cannot open {folder}: {said[:400]}") from error
+        self._core: Any = self._llm.llm_engine.engine_core
+        manager = getattr(getattr(self._core, "resources", None), "engine_manager", None)
+        self._processes = list(getattr(manager, "processes", ()))
+        if self._processes:
+            watched = (weakref.ref(self._core), [each.sentinel for each in self._processes])
+            threading.Thread(target=_tell_who_waits, args=watched, daemon=True).start()
+
+    @property
+    def context(self) -> int:
+        return int(self._llm.llm_engine.model_config.max_model_len)
 
     def draw(
         self, rows: Sequence[Row], sampling: Sampling, end_ids: Ids, adapter: Checkpoint | None
@@ -44,15 +61,16 @@ class Offline:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
-        asked = [
-            SamplingParams(
-                **settings(row, sampling, end_ids),
-                logprobs=0,
-                detokenize=bool(sampling.stop),
-                output_kind=RequestOutputKind.FINAL_ONLY,
-            )
-            for row in rows
-        ]
+        with _told("vLLM does not draw"):
+            asked = [
+                SamplingParams(
+                    **settings(row, sampling, end_ids),
+                    logprobs=0,
+                    detokenize=bool(sampling.stop),
+                    output_kind=RequestOutputKind.FINAL_ONLY,
+                )
+                for row in rows
+            ]
         found = self._generate([row.prompt for row in rows], asked, adapter)
         return [_drawn(each.outputs[0]) for each in found]
 
@@ -76,54 +94,118 @@ class Offline:
         return list(ids)
 
     def add(self, adapter: Checkpoint) -> None:
-        self._llm.llm_engine.add_lora(_request(adapter))
+        engine = self._llm.llm_engine
+        with _told(f"vLLM does not read {adapter.path}"):
+            for there in engine.list_loras():
+                engine.remove_lora(there)
+            engine.add_lora(self._request(adapter))
 
     def ask(self, method: str) -> list[Any]:
-        found: list[Any] = self._llm.collective_rpc(method)
+        with _told("vLLM does not answer"):
+            found: list[Any] = self._llm.collective_rpc(method)
         return found
 
     def reload(self, folder: Path) -> None:
-        if self._asleep:
-            self._llm.wake_up(tags=["weights"])
-        self._llm.collective_rpc("reload_weights", kwargs={"weights_path": str(folder)})
-        if self._asleep:
-            self._llm.wake_up()
-            self._asleep = False
-        # What was kept of texts was computed with other weights.
-        if not self._llm.reset_prefix_cache():
-            raise RuntimeError("vLLM keeps what it computed with other weights")
+        with _told(f"vLLM does not read {folder}"):
+            if self._asleep:
+                self._llm.wake_up(tags=["weights"])
+            self._llm.collective_rpc("reload_weights", kwargs={"weights_path": str(folder)})
+            if self._asleep:
+                self._llm.wake_up()
+                self._asleep = False
+            # What was kept of texts was computed with other weights.
+            if not self._llm.reset_prefix_cache():
+                raise RuntimeError("vLLM keeps what it computed with other weights")
 
     def sleep(self) -> None:
-        self._llm.sleep(level=2)
+        with _told("vLLM does not sleep"):
+            self._llm.sleep(level=2)
         self._asleep = True
 
     def close(self) -> None:
-        core = self._llm.llm_engine.engine_core
-        manager = getattr(getattr(core, "resources", None), "engine_manager", None)
-        core.shutdown()
-        for process in getattr(manager, "processes", ()):
+        self._core.shutdown()
+        for process in self._processes:
             process.join(GONE_S)
             if process.is_alive():
                 process.kill()
                 process.join()
-        del self._llm
+        del self._llm, self._core
         gc.collect()
         devices.give_back()
 
     def _generate(
         self, texts: Sequence[Ids], asked: Sequence[Any], adapter: Checkpoint | None
     ) -> list[Any]:
-        from vllm.v1.engine.exceptions import EngineDeadError
-
         prompts = [{"prompt_token_ids": list(ids)} for ids in texts]
-        lora = None if adapter is None else _request(adapter)
-        try:
+        lora = None if adapter is None else self._request(adapter)
+        with _told("vLLM does not take a text"):
             found: list[Any] = self._llm.generate(
                 prompts, list(asked), use_tqdm=False, lora_request=lora
             )
-        except EngineDeadError as error:
-            raise Gone(f"vLLM has ended: {' '.join(str(error).split())}") from error
+        for each in found:
+            ended(each.outputs[0].finish_reason)
         return found
+
+    def _request(self, adapter: Checkpoint) -> Any:
+        from vllm.lora.request import LoRARequest
+
+        number = self._numbers.setdefault(adapter.digest, len(self._numbers) + 1)
+        return LoRARequest(adapter.digest, number, str(adapter.path))
+
+
+@contextmanager
+def _told(what: str) -> Iterator[None]:
+    """Raises Gone where vLLM has died, and UserError where it says what is wrong."""
+    from vllm.exceptions import VLLMClientError
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    try:
+        yield
+    except EngineDeadError as error:
+        raise Gone(f"vLLM has ended: {' '.join(str(error).split())}") from error
+    except (ValueError, OSError, VLLMClientError) as error:
+        said = " ".join(str(error).split())
+        raise UserError(f"{what}: {said[:400]}") from error
+    except RuntimeError as error:
+        if "Engine core initialization failed" not in str(error):
+            raise
+        raise UserError(
+            f"{what}: it ended while it was begun, for lack of memory unless it said otherwise "
+            "above; engine.gpu_memory, engine.cache_gib and engine.context say how much it takes"
+        ) from error
+
+
+@contextmanager
+def _on_its_own() -> Iterator[None]:
+    """vLLM's processes, which are begun here, leave a Ctrl-C to the run, and end with this one."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    os.environ[vllm_worker.DRIVER] = str(os.getpid())
+    try:
+        yield
+    finally:
+        del os.environ[vllm_worker.DRIVER]
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _tell_who_waits(core: weakref.ref[Any], processes: Sequence[int]) -> None:
+    """When a process of vLLM's has died: vLLM itself tells who asks, and not who waits."""
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    wait(processes)
+    found = core()
+    if found is None:
+        return
+    found.resources.engine_dead = True
+    found.outputs_queue.put_nowait(EngineDeadError())
+    for each in list(found.utility_results.values()):
+        with suppress(InvalidStateError):
+            each.set_exception(EngineDeadError())
+
+
+def ended(reason: str | None) -> None:
+    """Raises Gone for an answer that was broken off, as by a vLLM that is being ended."""
+    if reason not in ("stop", "length"):
+        raise Gone(f"vLLM broke off an answer ({reason})")
 
 
 def settings(row: Row, sampling: Sampling, end_ids: Ids) -> dict[str, Any]:
@@ -144,12 +226,6 @@ def settings(row: Row, sampling: Sampling, end_ids: Ids) -> dict[str, Any]:
         "stop_token_ids": list(end_ids),
         "ignore_eos": True,  # end_ids has it, and the first of them is what is written
     }
-
-
-def _request(adapter: Checkpoint) -> Any:
-    from vllm.lora.request import LoRARequest
-
-    return LoRARequest(str(number(adapter)), number(adapter), str(adapter.path))
 
 
 def _drawn(output: Any) -> Drawn:

@@ -27,8 +27,9 @@ from roles.policy.completions import words_of
 from roles.policy.rows import Drawn, Ids, Row
 from roles.policy.server import run_async, shown_address
 from roles.policy.settling import backoff_s
-from roles.policy.vllm import WORKER, Gone, number
-from roles.policy.vllm_offline import settings
+from roles.policy.vllm import WORKER, Gone
+from roles.policy.vllm_offline import ended, settings
+from roles.policy.vllm_worker import DRIVER
 from roles.processes import python_path
 from store.errors import UserError
 from store.records import Checkpoint, Sampling
@@ -56,7 +57,8 @@ class Served:
         self._at_once = concurrency
         self._wait()
         listed = self._get("/v1/models")["data"]
-        self._model = str(next(each["id"] for each in listed if not each.get("parent")))
+        own = next(each for each in listed if not each.get("parent"))
+        self._model, self.context = str(own["id"]), int(own["max_model_len"])
         self._adapters: set[str] = set()
 
     def draw(
@@ -98,11 +100,14 @@ class Served:
         return list(self._post("/tokenize", asked)["tokens"])
 
     def add(self, adapter: Checkpoint) -> None:
-        name = str(number(adapter))
-        if name not in self._adapters:
-            body = {"lora_name": name, "lora_path": str(adapter.path), "load_inplace": True}
-            self._post("/v1/load_lora_adapter", body)
-            self._adapters.add(name)
+        for there in self._get("/v1/models")["data"]:
+            # Others' stay, where somebody else uses the server too; it has room for as many as it
+            # was told (--max-loras).
+            if there["id"] in (*self._adapters, adapter.digest):
+                self._post("/v1/unload_lora_adapter", {"lora_name": there["id"]})
+        body = {"lora_name": adapter.digest, "lora_path": str(adapter.path)}
+        self._post("/v1/load_lora_adapter", body)
+        self._adapters = {adapter.digest}
 
     def ask(self, method: str) -> list[Any]:
         try:
@@ -122,8 +127,8 @@ class Served:
         self._post("/collective_rpc", body)
         self._post("/wake_up", None)
         # What was kept of texts was computed with other weights.
-        self._post("/reset_prefix_cache", None)
-        self._adapters.clear()
+        if not self._post("/reset_prefix_cache?reset_running_requests=true", None)["success"]:
+            raise Gone(f"{self._root} keeps what it computed with other weights")
 
     def sleep(self) -> None:
         self._post("/sleep?level=2", None)
@@ -137,7 +142,7 @@ class Served:
         self, bodies: Sequence[dict[str, Any]], adapter: Checkpoint | None
     ) -> list[dict[str, Any]]:
         """The one choice of each completion, in order."""
-        model = self._model if adapter is None else str(number(adapter))
+        model = self._model if adapter is None else adapter.digest
 
         async def all_of(client: Any) -> list[dict[str, Any]]:
             free = asyncio.Semaphore(self._at_once)
@@ -146,6 +151,7 @@ class Served:
                 async with free:
                     said = await self._called(client, "post", "/v1/completions", body)
                 choice: dict[str, Any] = said["choices"][0]
+                ended(choice["finish_reason"])
                 return choice
 
             async with asyncio.TaskGroup() as group:
@@ -195,6 +201,8 @@ class Served:
                 said = f"no answer within {self._timeout_s:g} s"
             except openai.APIStatusError as error:
                 said = words_of(error.body, self._key)
+                if error.status_code >= 500 and self._unhealthy() is not None:
+                    raise Gone(f"{self._root} is gone: {said}") from None
                 if error.status_code not in (408, 409, 429, 502, 503, 504):
                     raise UserError(
                         f"{self._root}{path} answered {error.status_code}: {said}"
@@ -208,15 +216,18 @@ class Served:
     def _wait(self) -> None:
         """Until the server is ready. Raises UserError."""
         end = time.monotonic() + self._timeout_s
-        while True:
-            try:
-                with urlopen(f"{self._root}/health", timeout=5.0):
-                    return
-            except OSError as error:
-                said = " ".join(str(error).split())
+        while (said := self._unhealthy()) is not None:
             if not self._alive() or time.monotonic() > end:
                 raise UserError(f"vLLM does not answer at {self._root}: {said}{self._log_end()}")
             time.sleep(POLLED_S)
+
+    def _unhealthy(self) -> str | None:
+        """What is wrong with it, by its own word; None: nothing."""
+        try:
+            with urlopen(f"{self._root}/health", timeout=5.0):
+                return None
+        except OSError as error:
+            return " ".join(str(error).split())
 
     def _alive(self) -> bool:
         """Whether it can be back: of somebody else's server nobody knows."""
@@ -239,6 +250,7 @@ class Started(Served):
         descriptor, name = tempfile.mkstemp(prefix="ratchet-vllm-", suffix=".log")
         self._log = Path(name)
         own = python_path() | {MODE: "1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"}
+        own[DRIVER] = str(os.getpid())
         told = ["serve", arguments["model"], "--host", "127.0.0.1", "--port", str(port)]
         with os.fdopen(descriptor, "wb") as log:
             self._process = subprocess.Popen(
