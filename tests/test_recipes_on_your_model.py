@@ -17,6 +17,38 @@ pytestmark = pytest.mark.slow
 RECIPES = [name for name in config.recipes() if name != "default"]
 
 
+LEARNED = (
+    "SELECT count(*) AS n FROM trained_on JOIN checkpoint AS learner ON learner.id = "
+    "trained_on.checkpoint_id JOIN example ON example.id = example_id "
+    "JOIN asked ON asked.id = example.asked_id JOIN round ON round.id = asked.round_id "
+    "JOIN prompt ON prompt.id = asked.prompt_id "
+    "JOIN candidate AS chosen ON chosen.id = chosen_id "
+    "LEFT JOIN checkpoint AS writer ON writer.id = chosen.checkpoint_id "
+    "LEFT JOIN judgement ON judgement.id = chosen_judgement_id "
+    "LEFT JOIN candidate AS rejected ON rejected.id = rejected_id "
+    "LEFT JOIN asked AS before ON before.id = rejected.asked_id "
+    "WHERE learner.round_id >= (SELECT id FROM round WHERE number = 1) AND "
+)
+OWN = {
+    "ditto": "before.round_id < learner.round_id",  # answers of an earlier checkpoint
+    "llm2llm": "writer.model = 'teacher'",
+    "mbr-dpo": "judge LIKE 'mbr#%'",
+    "meta-rewarding": "asked.track = 'judging' AND judge LIKE 'meta#%'",
+    "online-iterative-dpo": "judge LIKE 'reward_model#%'",
+    "rm-sft-coevolve": "learner.model = 'reward' AND number > 0",
+    "self-evolution": "chosen.made_as = 'revised'",
+    "self-lengthen": "asked.track = 'extender'",
+    "self-play-conjecture": "asked.track = 'conjectures' AND judge LIKE 'solvable#%'",
+    "self-rewarding": "prompt.origin = 'proposed' AND judge LIKE 'rubric#%'",
+    "self-steering": "chosen.made_as = 'good' AND rejected.made_as = 'bad'",
+    "self-taught-evaluator": "prompt.origin = 'derived'",
+    "ssrm": "learner.model = 'reward' AND judge LIKE 'reward_model#%'",
+    "superhf": "judge LIKE 'reward_model#%'",
+    "upo": "judge LIKE 'reward_model#%' AND judgement.variance > 0",
+}
+"""Recipe -> what is special in what its rounds learn from, of LEARNED."""
+
+
 @pytest.fixture(scope="module")
 def yours(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model of yours that spells one word in some backward."""
@@ -72,12 +104,14 @@ def test_a_recipe_goes_through_whole_rounds(recipe: str, yours: Path, tmp_path: 
         "WHERE round_id = :round",
         round=first.id,
     )
+    (own,) = store.query(f"{LEARNED}({OWN.get(recipe, 'true')})")
     base = store.checkpoints("policy")[0]
     store.close()
     assert first.status == "done", done.stdout
     assert second.status in ("done", "no_examples"), done.stdout
     assert {first.stage, second.stage} == {"done"}
     assert learned[0]["n"] > 0
+    assert own["n"] > 0
     assert base.path == yours
     verified = loop("verify", root)
     assert verified.returncode == 0, verified.stdout

@@ -318,7 +318,10 @@ def test_first_claims_are_counted_without_those_of_the_controls(recipe: Path) ->
         for name, verdict in verdicts.items()
     }
     before, table, _ = told.markdown(rows).partition("| recipe |")
-    assert before.endswith("\n\nFirst claims: 0 confirmed, 0 refuted, 1 undecided.\n\n")
+    assert before.endswith(
+        "\n\nFirst claims: 0 confirmed, 0 refuted, 1 undecided. "
+        "All claims: 0 confirmed, 0 refuted, 2 undecided.\n\n"
+    )
     assert table
 
 
