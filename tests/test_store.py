@@ -461,16 +461,24 @@ class broken_after:
     def __enter__(self):
         sqlalchemy.event.listen(self.engine, "after_cursor_execute", self.count)
         sqlalchemy.event.listen(self.engine, "commit", self.commit)
+        self.copy_in, postgres.copy_in = postgres.copy_in, self.copied
         return self
 
     def __exit__(self, *_):
+        postgres.copy_in = self.copy_in
         sqlalchemy.event.remove(self.engine, "after_cursor_execute", self.count)
         sqlalchemy.event.remove(self.engine, "commit", self.commit)
 
     def count(self, connection, cursor, statement, parameters, context, many):
-        self.seen += statement.lstrip().split()[0] in ("INSERT", "UPDATE", "DELETE", "CREATE")
+        changing = ("INSERT", "UPDATE", "DELETE", "CREATE", "COPY")
+        self.seen += statement.lstrip().split()[0] in changing
         if self.n and self.seen == self.n:
             raise Broken
+
+    def copied(self, connection, table, made):
+        """SQLAlchemy does not see a COPY."""
+        self.copy_in(connection, table, made)
+        self.count(connection, None, "COPY", None, None, False)
 
     def commit(self, connection):
         if self.n == 0 and self.seen:
