@@ -116,6 +116,7 @@ def test_the_time_outside_policy_judge_and_trainer_is_small(default_run: Path) -
     assert max(outside) < 0.15  # seconds on a shared machine: the figure is in the README
 
 
+@pytest.mark.slow
 def test_planted_bad_rounds_are_rejected_and_the_run_goes_on_from_the_incumbent(
     tmp_path: Path,
 ) -> None:

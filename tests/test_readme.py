@@ -222,6 +222,7 @@ def test_words_are_compared_and_numbers_are_not(shown: str, said: str, same: boo
     assert (missing(shown, said) is None) == same
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("block", "shown"), SHOWN, ids=[shown.place for _, shown in SHOWN])
 def test_what_is_shown_is_what_is_printed(
     printed: dict[Block, str], block: Block, shown: Block
@@ -245,6 +246,7 @@ def compare_tables(shown: str, said: str) -> None:
         assert all(is_number for is_number, kind in zip(numbers, kinds, strict=True) if kind)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "block",
     [pytest.param(block, id=block.place) for block in RUN if block.kind == "sql"],
