@@ -17,7 +17,7 @@ from sqlalchemy.exc import DatabaseError
 
 from loop.report import Table, parsed, the_run
 from store import checkpoints
-from store.database import Store
+from store.database import UNKEPT, Store
 from store.errors import UserError
 from store.records import Message, Prompt
 from store.stages import REJUDGED
@@ -297,8 +297,7 @@ def _counts(store: Store) -> Check:
                 each.counts.get(key, {}),
                 said_after.get(key, {}),
             )
-            # Of what was proposed and thrown away there are no rows to count.
-            for what in sorted((rows.keys() | low.keys()) - {"proposed_tokens"}):
+            for what in sorted((rows.keys() | low.keys()) - {*UNKEPT}):
                 numbers += 1
                 if not low.get(what, 0) <= rows.get(what, 0) <= high.get(what, 0):
                     problems.append(

@@ -49,7 +49,9 @@ from store.tables import (
     TrainingStepRow,
 )
 
-SAMPLED = ("generated_tokens", "judge_tokens", "proposed_tokens", "making_tokens")
+UNKEPT = ("proposed_tokens", "making_tokens")
+"""Tokens of prompts that were thrown away, and of what led to a completion: they have no rows."""
+SAMPLED = ("generated_tokens", "judge_tokens", *UNKEPT)
 """How a round counts the tokens that were sampled in it."""
 NOBODY = "?:?:?"
 """A driver that holds the lease and has not said its name yet."""

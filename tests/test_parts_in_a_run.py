@@ -244,6 +244,8 @@ def test_what_a_generator_sampled_and_did_not_give_is_counted(tmp_path: Path) ->
     store = Store(root / "loop.db")
     assert store.generated_tokens() == given["n"] + hidden["n"]
     store.close()
+    verified = loop("verify", root)
+    assert verified.returncode == 0, verified.stdout
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,10 @@ PERSON = (
     *("warmup.generator.n=1", "warmup.trainer.epochs=2", "warmup.trainer.batch_size=32"),
     "trainer.epochs=1",
 )
-OWN = {"self-rewarding": SELF_REWARDING, "mine.toml": (), "person.toml": PERSON}
+OWN = {
+    **{"self-rewarding": SELF_REWARDING, "mine.toml": (), "person.toml": PERSON},
+    "apart.toml": (*SMALL, "rounds=1"),
+}
 """What makes small the runs whose command has one of these words."""
 BEGINS = re.compile(r"^loop start(?! runs/)[^&\n]*", re.M)
 

@@ -38,7 +38,6 @@ OWN = {
     "rm-sft-coevolve": "learner.model = 'reward' AND number > 0",
     "self-evolution": "chosen.made_as = 'revised'",
     "self-lengthen": "asked.track = 'extender'",
-    "self-play-conjecture": "asked.track = 'conjectures' AND judge LIKE 'solvable#%'",
     "self-rewarding": "prompt.origin = 'proposed' AND judge LIKE 'rubric#%'",
     "self-steering": "chosen.made_as = 'good' AND rejected.made_as = 'bad'",
     "self-taught-evaluator": "prompt.origin = 'derived'",
