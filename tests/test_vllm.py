@@ -83,7 +83,10 @@ def test_it_computes_what_transformers_does(
     drawn = sampled(policy)
     assert [len(group) for group in drawn] == [4] * len(PROMPTS)
     asked = [prompt for prompt in PROMPTS for _ in range(4)]
-    for way in (policy, other):
+    if name == "adapter":
+        with pytest.raises(UserError, match="scores no texts with an adapter"):
+            policy.logprobs(asked, flat(drawn))
+    for way in (other,) if name == "adapter" else (policy, other):
         scored = way.logprobs(asked, flat(drawn))
         for one, found in zip(flat(drawn), scored, strict=True):
             assert len(found.logprobs) == len(one.token_ids)

@@ -320,6 +320,11 @@ class VllmPolicy(TextPolicy):
                 "vLLM has no dropout to score with; right is a judge without it, or "
                 'engine.use = "transformers"'
             )
+        if self._adapter is not None:
+            raise UserError(
+                f"vLLM scores no texts with an adapter, as {self._checkpoint.path} is (its "
+                'log-probabilities of prompts leave it out); right is engine.use = "transformers"'
+            )
         texts = {(*start, *answer): None for start, answer in zip(starts, answers, strict=True)}
         scored = self._asked(lambda vllm: vllm.score(list(texts), self._adapter))
         found = dict(zip(texts, scored, strict=True))
