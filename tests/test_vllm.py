@@ -22,7 +22,6 @@ from safetensors.torch import load_file, save_file
 import small_model
 from roles.policy.transformers import TransformersEngine
 from roles.policy.vllm import VllmEngine
-from roles.processes import python_path
 from small_model import checkpoint, examples, question
 from store.errors import UserError
 from store.records import Checkpoint, Completion, Sampling
@@ -245,7 +244,6 @@ from pathlib import Path
 import small_model
 import test_vllm
 from roles.policy.vllm import VllmEngine
-from roles.processes import python_path
 
 if __name__ == "__main__":
     engine = VllmEngine(**test_vllm.ENGINE, serve=sys.argv[2] == "served")
@@ -267,7 +265,7 @@ def test_it_ends_with_a_process_that_is_killed(
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        env=os.environ | python_path(Path(__file__).parent),
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
     )
     assert process.stdout is not None
     while (said := process.stdout.readline()) != "computed\n":

@@ -137,7 +137,7 @@ def test_what_was_held_to_the_reference_had_the_same_probability_in_vllm(
 
 def vllm_of(process: subprocess.Popen[str], engine: str) -> list[psutil.Process]:
     """vLLM's processes below a run's: the server, or who computes for the run's own."""
-    said = "vllm.entrypoints.cli.main" if engine == "served" else "EngineCore"
+    said = "vllm.entrypoints.openai.api_server" if engine == "served" else "EngineCore"
     found = []
     for each in psutil.Process(process.pid).children(recursive=True):
         try:

@@ -232,7 +232,9 @@ class VllmEngine:
             _shape(adapters.base_path(begun)) == _shape(adapters.base_path(checkpoint))
             and begun.tokenizer_digest == checkpoint.tokenizer_digest
             and begun.template_digest == checkpoint.template_digest
-            and (checkpoint.kind == "full" or _rank(begun) >= _rank(checkpoint))
+            # With room for adapters it scores no texts, of whole weights neither.
+            and begun.kind == checkpoint.kind
+            and _rank(begun) >= _rank(checkpoint)
         )
 
     def _start(self, checkpoint: Checkpoint, whole: Path) -> Running:

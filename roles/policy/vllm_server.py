@@ -40,6 +40,8 @@ RETRIES = 5
 POLLED_S = 0.5
 LEAVE_S = 60.0
 """What a server is given to end in order."""
+SERVER = "vllm.entrypoints.openai.api_server"
+"""What `vllm serve` runs; the command itself wants a package of that name, which CPU builds lack."""
 MODE = "VLLM_SERVER_DEV_MODE"
 _PDEATHSIG = 1  # of prctl(2)
 
@@ -251,10 +253,10 @@ class Started(Served):
         self._log = Path(name)
         own = python_path() | {MODE: "1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"}
         own[DRIVER] = str(os.getpid())
-        told = ["serve", arguments["model"], "--host", "127.0.0.1", "--port", str(port)]
+        told = ["--model", arguments["model"], "--host", "127.0.0.1", "--port", str(port)]
         with os.fdopen(descriptor, "wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "vllm.entrypoints.cli.main", *told, *_flags(arguments)],
+                [sys.executable, "-m", SERVER, *told, *_flags(arguments)],
                 env={**os.environ, **own},
                 stdout=log,
                 stderr=subprocess.STDOUT,
