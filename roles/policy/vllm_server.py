@@ -41,7 +41,7 @@ POLLED_S = 0.5
 LEAVE_S = 60.0
 """What a server is given to end in order."""
 SERVER = "vllm.entrypoints.openai.api_server"
-"""What `vllm serve` runs; the command itself wants a package of that name, which CPU builds lack."""
+"""What `vllm serve` runs. That command wants a package of its name, which CPU builds lack."""
 MODE = "VLLM_SERVER_DEV_MODE"
 _PDEATHSIG = 1  # of prctl(2)
 
