@@ -155,7 +155,8 @@ class VllmEngine:
     def ready(self, policy: VllmPolicy) -> Running:
         """vLLM with the policy's checkpoint in it, which is proven."""
         checkpoint = policy.checkpoint
-        if self._running is not None and not self._asleep and checkpoint.digest in self._proven:
+        if policy.checked and checkpoint.digest in self._proven and not self._asleep:
+            assert self._running is not None  # what ends it forgets what was proven
             return self._running
         _check_folder(checkpoint)
         whole = adapters.base_path(checkpoint)
@@ -180,6 +181,7 @@ class VllmEngine:
             self.end()
             raise
         self._proven.add(checkpoint.digest)
+        policy.checked = True
         return running
 
     def rest(self) -> None:
@@ -291,6 +293,8 @@ class VllmPolicy(TextPolicy):
     def __init__(self, checkpoint: Checkpoint, engine: VllmEngine) -> None:
         super().__init__(checkpoint)
         self._engine = engine
+        self.checked = False
+        """Whether its folder, of which it reads tokenizer and template, is as it was stored."""
 
     @property
     def checkpoint(self) -> Checkpoint:
