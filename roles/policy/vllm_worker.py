@@ -23,8 +23,8 @@ DRIVER = "RATCHET_VLLM_DRIVER"
 _POLLED_S = 1.0
 
 
-def _follow(driver: int, parent: int) -> None:
-    """Wait until the driver is gone, then end the parent, if it is vLLM's own, and this process."""
+def _follow(driver: int) -> None:
+    """Wait until the driver is gone, then end this process: with it vLLM ends its others."""
     with suppress(ProcessLookupError):
         if hasattr(os, "pidfd_open"):
             select.select([os.pidfd_open(driver)], [], [])  # ends also for one nobody buried
@@ -32,10 +32,8 @@ def _follow(driver: int, parent: int) -> None:
             while True:
                 os.kill(driver, 0)
                 time.sleep(_POLLED_S)
-    for each in (parent, os.getpid()) if parent not in (driver, 1) else (os.getpid(),):
-        with suppress(ProcessLookupError):
-            os.kill(each, signal.SIGKILL)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 if (_driver := os.environ.get(DRIVER)) and int(_driver) != os.getpid():
-    threading.Thread(target=_follow, args=(int(_driver), os.getppid()), daemon=True).start()
+    threading.Thread(target=_follow, args=(int(_driver),), daemon=True).start()
