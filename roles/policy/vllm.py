@@ -57,8 +57,8 @@ class Running(Protocol):
         """What is drawn of the rows, in order, each with noise of its own seed."""
         ...
 
-    def score(self, texts: Sequence[Ids], adapter: Checkpoint | None) -> list[list[float]]:
-        """Of each text: log p of each of its tokens but the first, in nats."""
+    def score(self, texts: Sequence[Ids]) -> list[list[float]]:
+        """Of each text, by the whole weights: log p of each of its tokens but the first, in nats."""
         ...
 
     def chat_ids(self, question: str) -> list[int]:
@@ -332,7 +332,7 @@ class VllmPolicy(TextPolicy):
                 'log-probabilities of prompts leave it out); right is engine.use = "transformers"'
             )
         texts = {(*start, *answer): None for start, answer in zip(starts, answers, strict=True)}
-        scored = self._asked(lambda vllm: vllm.score(list(texts), self._adapter))
+        scored = self._asked(lambda vllm: vllm.score(list(texts)))
         found = dict(zip(texts, scored, strict=True))
         return [
             found[*start, *answer][len(start) - 1 :] if answer else []

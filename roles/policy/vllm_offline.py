@@ -74,11 +74,11 @@ class Offline:
         found = self._generate([row.prompt for row in rows], asked, adapter)
         return [_drawn(each.outputs[0]) for each in found]
 
-    def score(self, texts: Sequence[Ids], adapter: Checkpoint | None) -> list[list[float]]:
+    def score(self, texts: Sequence[Ids]) -> list[list[float]]:
         from vllm import SamplingParams
 
         asked = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
-        found = self._generate(texts, [asked] * len(texts), adapter)
+        found = self._generate(texts, [asked] * len(texts), None)
         return [
             [at[token].logprob for at, token in zip(each.prompt_logprobs[1:], ids[1:], strict=True)]
             for each, ids in zip(found, texts, strict=True)
@@ -115,7 +115,7 @@ class Offline:
                 self._asleep = False
             # What was kept of texts was computed with other weights.
             if not self._llm.reset_prefix_cache():
-                raise RuntimeError("vLLM keeps what it computed with other weights")
+                raise Gone("vLLM keeps what it computed with other weights")
 
     def sleep(self) -> None:
         with _told("vLLM does not sleep"):

@@ -84,7 +84,7 @@ class Served:
             drawn.append(Drawn(tokens, logps, len(tokens) if by_string else None))
         return drawn
 
-    def score(self, texts: Sequence[Ids], adapter: Checkpoint | None) -> list[list[float]]:
+    def score(self, texts: Sequence[Ids]) -> list[list[float]]:
         bodies = [
             {"prompt": list(ids), "max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 0}
             for ids in texts
@@ -94,7 +94,7 @@ class Served:
                 at[str(token)]["logprob"]
                 for at, token in zip(said["prompt_logprobs"][1:], ids[1:], strict=True)
             ]
-            for said, ids in zip(self._completed(bodies, adapter), texts, strict=True)
+            for said, ids in zip(self._completed(bodies, None), texts, strict=True)
         ]
 
     def chat_ids(self, question: str) -> list[int]:
