@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -391,6 +392,18 @@ def test_a_run_of_other_settings_is_not_the_one_that_is_wanted(tmp_path: Path) -
 
 
 # What the stores say
+
+
+@pytest.mark.parametrize(("key", "taken"), [("isolation", True), ("rounds", False)])
+def test_a_run_from_before_there_was_a_setting_is_the_one_that_is_wanted(
+    tmp_path: Path, key: str, taken: bool
+) -> None:
+    file = scripted_toml(tmp_path)
+    root, _ = start(file, tmp_path / "runs", ["rounds=1"])
+    with closing(sqlite3.connect(root / "loop.db")) as raw, raw:
+        raw.execute(f"UPDATE run SET config = json_remove(config, '$.{key}')")
+    found = trial_runs.run_of(root.parent, config.read(file, sets=["rounds=1"]))
+    assert (found is not None) == taken
 
 
 def test_tokens_are_those_that_the_rounds_generated_to_learn_from(tmp_path: Path) -> None:

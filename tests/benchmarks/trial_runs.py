@@ -11,6 +11,9 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
 
 from loop.fork import fork
 from loop.settings import Config, digest
@@ -157,15 +160,22 @@ class Found:
 def run_of(place: Path, wanted: Config | None = None) -> Found | None:
     """The newest run of these settings, those that may change in a run included, or of any; one
     that is finished, if there is one."""
-    settings = None if wanted is None else wanted.model_dump(mode="json")
     newest = None
     for database in sorted(place.glob("*/loop.db"), reverse=True):
         store = Store(database)
         run = store.run()
         store.close()
-        if run is not None and settings in (None, run.config):
+        if run is not None and (wanted is None or _read(run.config) == wanted):
             found = Found(database.parent, run.status in ("done", "stopped"), run.versions)
             if found.finished:
                 return found
             newest = newest or found
     return newest
+
+
+def _read(settings: Mapping[str, Any]) -> Config | None:
+    """A run's settings: what has come to be a setting since is as it is when it is not said."""
+    try:
+        return Config.model_validate(settings)
+    except ValidationError:  # what it says is no setting any more
+        return None
