@@ -18,13 +18,17 @@ RESULTS = config.HERE / "recipes" / "results.json"
 
 def told(name: str) -> Table:
     """{name, about, paper, mechanism, differs, path, parts {place: use}, settings {key: value},
-    claims [{says, metric, of, against, found, expect, margin, verdict, ours, theirs, difference,
-    low, high, items, left_out}], result {metric, start, ends, tokens, seconds, seeds}}: settings
-    are those in which it is not default.toml; a verdict, its numbers and the result are None until
-    its trial was run. The start and each end (of the recipe, its control and plain iterative DPO)
-    are the metric's mean on the test split with the bounds of its 95 % interval. Tokens are those
-    that a run's rounds generated to learn from, and seconds those of its rounds. Raises UserError
-    for a name that is not there, and for a trial that names what is not there.
+    trial {arena, trial, control, plain}, claims [{says, metric, of, against, found, expect,
+    margin, verdict, ours, theirs, difference, low, high, items, left_out}], result {metric, start,
+    ends, tokens, seconds, seeds}}.
+
+    Settings are those in which it is not default.toml; of its trial those that all its runs have,
+    that switch the claimed ingredient off, and that make plain iterative DPO as large. The trial is
+    None without claims; a verdict, its numbers and the result are None until it was run. The start
+    and each end (of the recipe, its control and plain iterative DPO) are the metric's mean on the
+    test split with the bounds of its 95 % interval. Tokens are those that a run's rounds generated
+    to learn from, and seconds those of its rounds. Raises UserError for a name that is not there,
+    and for a trial that names what is not there.
     """
     own, default = config.read(recipe=name), config.read()
     about, *paragraphs = catalogue.opening(catalogue.recipe(name)) or [""]
@@ -46,8 +50,9 @@ def told(name: str) -> Table:
         "settings": {
             each["key"]: each["to"]
             for each in config.differences(default, own)
-            if not each["key"].endswith(".use")
+            if not each["key"].endswith(".use") and each["to"] is not None  # another part's
         },
+        "trial": _trial(name),
         "claims": _claims(name, row),
         "result": row and _result(row),
     }
@@ -84,6 +89,14 @@ def _result(row: Any) -> Table:
     }
 
 
+def _trial(name: str) -> Table | None:
+    if "claim" not in config.recipe_tables(name):
+        return None
+    said = claims.read(name)
+    sets = {key: list(getattr(said, key)) for key in ("trial", "control", "plain")}
+    return {"arena": said.arena or "default", **sets}
+
+
 def _claims(name: str, row: Any) -> list[Table]:
     if "claim" not in config.recipe_tables(name):
         return []
@@ -104,6 +117,12 @@ def view(console: Console, found: Table) -> None:
         line(console, "settings, where it is not the default:")
         for key, value in found["settings"].items():
             line(console, f"  {key} = {json.dumps(value)}")
+    if found["trial"]:
+        line(console)
+        line(console, f"trial: in the arena {found['trial']['arena']}")
+        for side, sets in found["trial"].items():
+            if side in TRIED and sets:
+                line(console, f"  {TRIED[side]}: {', '.join(sets)}")
     for each in found["claims"]:
         line(console)
         of = "" if each["of"] == "recipe" else f"of {each['of']}, "
@@ -119,6 +138,11 @@ def view(console: Console, found: Table) -> None:
     line(console, f"change it: {found['path']}")
 
 
+TRIED = {
+    "trial": "all its runs",
+    "control": "its control, the claimed ingredient off",
+    "plain": "plain iterative DPO",
+}
 SIDES = {"recipe": "ends", "control": "its control ends", "plain": "plain iterative DPO ends"}
 
 

@@ -20,7 +20,8 @@ from typer.testing import CliRunner, Result
 
 from loop import attempt, lease, run
 from loop import config as configuration
-from loop.cli import _answer, app
+from loop.cli import app
+from loop.cli.answering import answer
 from loop.progress import Progress
 from store.database import Store
 from test_report import SMALL, Builder, build, change, copied, finished, prompts
@@ -498,7 +499,7 @@ def test_a_next_step_can_be_typed_whatever_the_path(here: Path) -> None:
 
 
 def test_json_has_no_number_that_is_none(capsys: pytest.CaptureFixture[str]) -> None:
-    _answer({"a": [float("nan"), 1.5], "b": (float("inf"),)}, lambda *_: None, True)
+    answer({"a": [float("nan"), 1.5], "b": (float("inf"),)}, lambda *_: None, True)
     assert json.loads(capsys.readouterr().out) == {"a": [None, 1.5], "b": [None]}
 
 

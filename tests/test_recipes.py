@@ -154,7 +154,7 @@ def test_all_there_is_to_know_about_a_recipe_is_told(name: str) -> None:
     told = json.loads(loop("recipes", name, "--json").stdout)
     assert set(told) == {
         *("name", "about", "paper", "mechanism", "differs", "path", "parts", "settings"),
-        *("claims", "result"),
+        *("trial", "claims", "result"),
     }
     assert told["about"] == heading(name).split("\n")[0]
     assert "arXiv" in told["paper"]
@@ -162,6 +162,8 @@ def test_all_there_is_to_know_about_a_recipe_is_told(name: str) -> None:
     assert told["parts"]["judge"] == made.track["main"].judge.use
     assert len(told["claims"]) == len(claims.read(name).claim)
     assert all(each["says"] for each in told["claims"])
+    assert told["trial"]["control"] == list(claims.read(name).control)
+    assert None not in told["settings"].values()
 
 
 def test_a_recipe_is_told_in_words_and_its_file_can_be_had() -> None:
@@ -169,6 +171,8 @@ def test_a_recipe_is_told_in_words_and_its_file_can_be_had() -> None:
     assert "paper: Iterative Reasoning Preference Optimization" in said
     assert "parts: proposer reasoning_gym, generator sampler, judge verifier" in said
     assert "  track.main.generator.n = 15" in said
+    assert "trial: in the arena spell" in said
+    assert "  its control, the claimed ingredient off: trainer.nll_weight=0" in said
     assert "claim: With the likelihood term" in said
     file = loop("recipes", "irpo", "--toml").stdout
     assert file.rstrip() == config.recipe_path("irpo").read_text().rstrip()

@@ -58,7 +58,7 @@ class Running(Protocol):
         ...
 
     def score(self, texts: Sequence[Ids]) -> list[list[float]]:
-        """Of each text, by the whole weights: log p of each of its tokens but the first, in nats."""
+        """Of each text by the whole weights: log p of each token but the first, in nats."""
         ...
 
     def chat_ids(self, question: str) -> list[int]:
