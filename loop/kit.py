@@ -21,8 +21,9 @@ from rich.console import Console
 from judges.bench import Bench, examples
 from judges.contract import check
 from judges.harmless import harmless
-from loop import config as configuration
 from loop import starters
+from loop.expanding import merge
+from loop.files import assigned
 from loop.report import Table
 from loop.screen import columns, line, put
 from loop.settings import Role
@@ -44,11 +45,11 @@ class Wish:
     sets: Sequence[str] = ()
 
     def role(self) -> Role:
-        table = configuration.assigned(f"judge.use={json.dumps(self.spec)}")
+        table = assigned(f"judge.use={json.dumps(self.spec)}")
         for each in self.sets:
             if not each.strip().startswith("judge."):
                 raise UserError(f"--set makes the judge, as in judge.votes=1; found {each!r}")
-            table = configuration.merge(table, configuration.assigned(each))
+            table = merge(table, assigned(each))
         try:
             return Role.model_validate(table["judge"])
         except ValidationError as error:

@@ -20,7 +20,7 @@ from rich.progress import Progress as Bars
 
 from judges.reward_model import RewardModel
 from loop import meant, stopping
-from loop.config import assigned
+from loop.files import assigned
 from loop.measure import RESAMPLES, bootstrap
 from loop.report import Table
 from loop.screen import line

@@ -6,7 +6,7 @@ import tomllib
 import pytest
 from pydantic import ValidationError
 
-from loop import config, settings
+from loop import config, expanding, settings
 from loop.settings import Role
 from store.errors import UserError
 
@@ -77,7 +77,7 @@ def test_every_recipe_is_a_configuration(name):
 def test_tables_merge_and_lists_replace():
     lower = {"a": {"x": 1, "y": [1, 2]}, "b": 1}
     upper = {"a": {"y": [3]}, "c": {"z": 1}}
-    assert config.merge(lower, upper) == {"a": {"x": 1, "y": [3]}, "b": 1, "c": {"z": 1}}
+    assert expanding.merge(lower, upper) == {"a": {"x": 1, "y": [3]}, "b": 1, "c": {"z": 1}}
     assert lower == {"a": {"x": 1, "y": [1, 2]}, "b": 1}
 
 
