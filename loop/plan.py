@@ -17,7 +17,6 @@ from loop.report import Table
 from loop.screen import columns, line, put
 from loop.settings import Config, Evaluate, Track
 from store import checkpoints
-from store.records import Sampling
 
 NORMAL_TWO_SIDED_95 = 1.959964
 NORMAL_POWER_80 = 0.841621
@@ -94,13 +93,7 @@ def detectable(prompts: int, samples: int) -> float:
 
 def _track(name: str, track: Track, roles: Mapping[int, Any]) -> Table:
     generator = roles[id(track.generator)]
-    count, sampling = getattr(generator, "n", None), getattr(generator, "sampling", None)
-    candidates = track.prompts * count if isinstance(count, int) else None
-    tokens: int | None = None
-    if track.generator.use == "demonstrations":
-        tokens = 0
-    elif candidates is not None and isinstance(sampling, Sampling):
-        tokens = candidates * sampling.max_tokens
+    count, most = (getattr(generator, name, None) for name in ("n", "most_tokens"))
     return {
         "name": name,
         "model": track.model,
@@ -108,8 +101,8 @@ def _track(name: str, track: Track, roles: Mapping[int, Any]) -> Table:
         "generator": track.generator.use,
         "judge": track.judge.use,
         "filter": track.filter.use,
-        "candidates": candidates,
-        "generated_tokens": tokens,
+        "candidates": track.prompts * count if isinstance(count, int) else None,
+        "generated_tokens": track.prompts * most if isinstance(most, int) else None,
     }
 
 

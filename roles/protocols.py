@@ -160,7 +160,11 @@ class Proposer(Protocol):
 
 @runtime_checkable
 class Generator(Protocol):
-    """How candidates are made: plain sampling, refining, contrast, search."""
+    """How candidates are made: plain sampling, refining, contrast, search.
+
+    A generator may say how much it makes of a prompt at most: `n` completions, and `most_tokens`
+    sampled for them. `loop plan` counts with that.
+    """
 
     def generate(
         self, prompts: Sequence[Prompt], policy: Policy, call: Call

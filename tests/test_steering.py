@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from judges.made_as import MadeAs
+from roles.generators.demonstrations import Demonstrations
 from roles.generators.joined import Joined
 from roles.generators.revised import Revised
+from roles.generators.sampler import Sampler
 from roles.generators.steered import Steered
 from roles.protocols import Policy
 from shown import ask, embedded
@@ -27,6 +29,7 @@ from store.records import (
 )
 
 CALL = Call(seed=1, round=2, stage="generate")
+BRIEF: dict[str, Any] = {"critique": "critique_brief", "revise": "revise_brief", "nonce": False}
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +96,42 @@ def test_how_many_candidates_there_will_be_is_known_before_a_run() -> None:
     steered = Steered(good="a", bad="b", n=3, plain=2)
     joined = Joined([{"use": "demonstrations"}, {"use": "sampler", "n": 4}])
     assert (steered.n, Revised(n=3).n, joined.n) == (8, 6, 5)
-    assert Joined([{"use": "recorded"}, "sampler"]).n is None
+    recorded = Joined([{"use": "recorded"}, {"use": "sampler", "n": 4, "max_tokens": 5}])
+    assert (recorded.n, recorded.most_tokens) == (None, 20)
+
+
+class Counting:
+    """A policy that counts what is sampled of it."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy, self.tokens = policy, 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.policy, name)
+
+    def sample(self, *args: Any, **options: Any) -> list[list[Completion]]:
+        made = self.policy.sample(*args, **options)
+        self.tokens += sum(len(one.token_ids) for own in made for one in own)
+        return made
+
+
+SAMPLED = {
+    "sampler": Sampler(n=3, max_tokens=5),
+    "steered": Steered(good="a", bad="b", n=3, plain=2, max_tokens=5),
+    "revised": Revised(n=3, max_tokens=5, critique_tokens=7, **BRIEF),
+    "extended": Revised(n=3, max_tokens=5, revise="extend_brief", nonce=False),
+    "joined": Joined([{"use": "demonstrations"}, {"use": "sampler", "n": 4, "max_tokens": 5}]),
+    "demonstrations": Demonstrations(n=4),
+}
+
+
+@pytest.mark.parametrize("name", SAMPLED)
+def test_no_more_is_sampled_than_was_said_before_and_hardly_less(name: str, policy: Policy) -> None:
+    """Of random weights, which hardly ever end an answer."""
+    counting, made = Counting(policy), SAMPLED[name]
+    prompts = [ask(f"What is {n}?", reference="4") for n in range(8)]
+    made.generate(prompts, cast(Policy, counting), CALL)
+    assert 0.7 * made.most_tokens <= counting.tokens / len(prompts) <= made.most_tokens
 
 
 def test_made_as_scores_a_candidate_by_its_kind_and_nothing_else() -> None:
@@ -145,9 +183,6 @@ class Writer:
         self, prompts: Sequence[Prompt], completions: Sequence[Completion], **_: Any
     ) -> list[TokenLogprobs]:
         return [TokenLogprobs(logprobs=(-0.5,) * len(one.token_ids)) for one in completions]
-
-
-BRIEF = {"critique": "critique_brief", "revise": "revise_brief", "nonce": False}
 
 
 def test_an_answer_that_is_found_good_stands_alone_and_another_is_mended() -> None:

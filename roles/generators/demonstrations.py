@@ -48,7 +48,7 @@ class Demonstrations:
             )
         if cut is not None and cut[0] > cut[1]:
             raise UserError(f"demonstrations cut from the least to the most; found {list(cut)}")
-        self.n, self.cut = n, cut
+        self.n, self.cut, self.most_tokens = n, cut, 0
         self.preamble, self.preambles = preamble, preambles
         self.mistakes = mistakes
         self.column = column

@@ -28,8 +28,15 @@ class Joined:
     @property
     def n(self) -> int | None:
         """Of all completions. None where a part does not say."""
-        counts = [getattr(part, "n", None) for part in self.parts]
-        return None if None in counts else sum(count or 0 for count in counts)
+        return self._all("n")
+
+    @property
+    def most_tokens(self) -> int | None:
+        return self._all("most_tokens")
+
+    def _all(self, name: str) -> int | None:
+        said = [getattr(part, name, None) for part in self.parts]
+        return None if None in said else sum(each or 0 for each in said)
 
     def generate(
         self, prompts: Sequence[Prompt], policy: Policy, call: Call

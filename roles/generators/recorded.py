@@ -13,6 +13,8 @@ from store.records import Call, Completion, Prompt
 class Recorded:
     """Every different answer that the data has for a prompt, in its order."""
 
+    most_tokens = 0
+
     def generate(
         self, prompts: Sequence[Prompt], policy: Policy, call: Call
     ) -> list[list[Completion]]:

@@ -66,6 +66,8 @@ class Revised:
         self.criticism: Template | None = None
         if "critique" in self.revising.places:
             self.criticism = criticism(critique, critique_path, nonce)
+        critiques = 0 if self.criticism is None else 2 * critique_tokens
+        self.most_tokens = n * (2 * max_tokens + critiques)
         try:
             self.accepts = re.compile(accepts)
         except re.error as error:

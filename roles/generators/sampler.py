@@ -32,6 +32,7 @@ class Sampler:
         self.sampling = Sampling(
             temperature=temperature, top_p=top_p, top_k=top_k, max_tokens=max_tokens, stop=stop
         )
+        self.most_tokens = n * max_tokens
 
     def generate(
         self, prompts: Sequence[Prompt], policy: Policy, call: Call

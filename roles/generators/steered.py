@@ -46,6 +46,7 @@ class Steered:
         self.n = len(self.principles) * n + plain
         """Of all completions."""
         self.sampling = Sampler(n, temperature, top_p, top_k, max_tokens, stop).sampling
+        self.most_tokens = self.n * max_tokens
 
     def generate(
         self, prompts: Sequence[Prompt], policy: Policy, call: Call
