@@ -19,6 +19,7 @@ LESS = (
     ("gradient_checkpointing", True),
     ("lora_rank", 16),
     ("dtype", "bfloat16"),
+    ("load_in_4bit", True),
 )
 """What makes a training smaller, the least harm first; each is added to those before it."""
 
@@ -50,6 +51,7 @@ def smaller_training(
         "gradient_checkpointing": trainer.gradient_checkpointing,
         "lora_rank": trainer.lora_rank is not None,
         "dtype": trainer.dtype == "bfloat16",
+        "load_in_4bit": trainer.load_in_4bit,
     }
     changes: dict[str, Any] = {}
     for option, value in LESS:

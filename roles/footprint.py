@@ -19,6 +19,9 @@ from roles.policy.shape import Shape
 from roles.trainers.options import Options
 
 FULL = 4
+FOUR_BITS = 0.5 + 1 / 64 + 4 / (64 * 256)
+"""Bytes of a weight: half a byte, a byte of scale for each 64, and a float32 for each 256 of these.
+"""
 """Bytes of a weight that is trained, of its gradient and of each of Adam's two moments."""
 DRAWING = 16
 """Bytes beside each logit while a token is drawn of it on a GPU: as float32, its exponential, and
@@ -151,6 +154,12 @@ def training(
     adapter = shape.adapter(options.lora_rank or 0, options.lora_targets) if low_rank else 0
     trained = adapter if low_rank else shape.parameters
     weights = shape.parameters * (narrow if low_rank else FULL) + FULL * adapter
+    spared = largest = 0
+    if options.load_in_4bit:
+        spared = int(shape.multiplied * (narrow - FOUR_BITS))
+        # A layer's weights are there whole while they are multiplied.
+        largest = narrow * max(inputs * outputs for _, inputs, outputs in shape.linear)
+    weights -= spared
     # Under autocast each weight of a product is kept in bfloat16 until its gradient is there.
     multiplied = adapter if low_rank else shape.multiplied
     copies = 2 * multiplied if narrow == 2 else 0
@@ -167,12 +176,13 @@ def training(
     of_head = 0 if low_rank else FULL * shape.head  # made with the loss, before the backward
     gradients, moments = FULL * trained, 2 * FULL * trained
     held = gradients if examples < options.batch_size else 0
-    passing = copies + kept + of_head + states + max(logits, flowing)
+    passing = copies + kept + of_head + states + max(logits, flowing + largest)
     peak = weights + moments + max(held + passing, gradients)
     if scores:
         base = narrow if low_rank else FULL
         cast = narrow == 2 and not low_rank
-        peak = max(peak, scoring(shape, base, device, cast=cast).peak + FULL * adapter)
+        scored = scoring(shape, base, device, cast=cast).peak + FULL * adapter
+        peak = max(peak, scored - spared + largest)
     return Footprint(
         weights=weights,
         optimizer=moments,

@@ -368,3 +368,77 @@ def test_without_peft_an_adapter_is_refused_by_the_configuration() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "pip install 'ratchet-loop[peft]'" in done.stdout
     assert done.stdout.count("\n") == 1
+
+
+# Over weights in 4 bits
+
+
+@pytest.fixture(scope="module")
+def narrow(base: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> tuple[Training, Path]:
+    """A training over 4 bits, and its adapter."""
+    into = tmp_path_factory.mktemp("narrow") / "into"
+    return train(lora(load_in_4bit=True), examples(base.path, 8), base, into), into
+
+
+def test_below_an_adapter_weights_may_have_4_bits(
+    base: Checkpoint, narrow: tuple[Training, Path]
+) -> None:
+    training, into = narrow
+    given = examples(base.path, 8)
+    assert training.steps[0].loss == pytest.approx(math.log(2), abs=1e-6)
+    assert training.steps[-1].loss < training.steps[0].loss
+    assert checkpoints.intact(base)
+    # The base is a little off, and only a little.
+    whole = torch.tensor(totals(base, given))
+    ours = torch.tensor([training.reference_logprobs[each.id][0] for each in given])
+    assert 1e-3 < (whole - ours).abs().max() < 0.1 * whole.abs().mean()
+    # The adapter is one like any other, and lies over the base as it is stored.
+    left = load_file(into / "adapter_model.safetensors")
+    assert {each.dtype for each in left.values()} == {torch.float32}
+    prompts = [each.prompt for each in given]
+
+    def margins(found: Checkpoint) -> torch.Tensor:
+        policy = opened(found)
+        sides = ([each.chosen for each in given], [each.rejected for each in given])
+        chosen, rejected = (policy.logprobs(prompts, side) for side in sides)
+        return torch.tensor([a.total - b.total for a, b in zip(chosen, rejected, strict=True)])
+
+    assert (margins(checkpoint(into, base)) - margins(base)).mean() > 0.1
+
+
+def test_a_training_over_4_bits_that_was_killed_ends_as_one_that_was_not(
+    base: Checkpoint, narrow: tuple[Training, Path], tmp_path: Path
+) -> None:
+    training, into = narrow
+    given, trainer = examples(base.path, 8), lora(load_in_4bit=True)
+    asked = iter(range(1, 99))
+    stopped = replace(CALL, stopping=lambda: next(asked) == 2)
+    with pytest.raises(KeyboardInterrupt):
+        train(trainer, given, base, tmp_path / "into", call=stopped)
+    assert train(trainer, given, base, tmp_path / "into") == training
+    assert weights(tmp_path / "into") == weights(into)
+
+
+def test_an_adapter_from_4_bits_is_gone_on_with(
+    base: Checkpoint, narrow: tuple[Training, Path], tmp_path: Path
+) -> None:
+    start = checkpoint(narrow[1], base)
+    for reference in (start, base):
+        into = tmp_path / reference.path.name
+        training = train(lora(load_in_4bit=True), examples(base.path, 8), start, into, reference)
+        assert training.status == "trained"
+        assert (training.steps[0].loss == pytest.approx(math.log(2))) == (reference is start)
+
+
+def test_demonstrations_are_imitated_over_4_bits(base: Checkpoint, tmp_path: Path) -> None:
+    given = [replace(each, rejected=None, kind="demonstration") for each in examples(base.path, 8)]
+    options = {"lora_rank": 4, "batch_size": 4, "epochs": 3.0, "device": "cpu", "dtype": "float32"}
+    trainer = Supervised(**options, learning_rate=3e-3, load_in_4bit=True)
+    training = train(trainer, given, base, tmp_path / "into")
+    assert training.steps[-1].loss < training.steps[0].loss
+    assert sum(totals(checkpoint(tmp_path / "into", base), given)) > sum(totals(base, given))
+
+
+def test_4_bits_are_for_what_lies_below_an_adapter() -> None:
+    with pytest.raises(UserError, match="load_in_4bit is for the weights below an adapter"):
+        Preference(load_in_4bit=True)

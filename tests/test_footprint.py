@@ -86,6 +86,7 @@ BATCHES: Mapping[str, tuple[int, dict[str, Any]]] = {
     "in micro-batches": (6, {"batch_size": 8, "micro_batch_size": 2}),
     "activations twice": (6, {"batch_size": 8, "gradient_checkpointing": True}),
     "an adapter": (6, {"batch_size": 8, "lora_rank": 8}),
+    "an adapter over 4 bits": (6, {"batch_size": 8, "lora_rank": 8, "load_in_4bit": True}),
 }
 """Layers of the model, and what its trainer is told."""
 

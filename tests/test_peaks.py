@@ -97,6 +97,8 @@ def test_every_option_that_says_what_is_in_memory_is_heeded() -> None:
     low_rank = stages("trainer.lora_rank=8", size=size)
     assert low_rank["train policy"]["weights"] < 2.1 * weights  # the base passes in bfloat16
     assert low_rank["generate policy"]["weights"] < 2.1 * weights  # and stays as it came
+    four_bits = stages("trainer.lora_rank=8", "trainer.load_in_4bit=true", size=size)
+    assert four_bits["train policy"]["weights"] < low_rank["train policy"]["weights"]
     assert stages(size=size, device=Device("cpu"))["generate policy"]["weights"] == 4 * weights
     longer = stages("generator.max_tokens=64", size=size)
     assert longer["generate policy"]["cache"] > generate["cache"]

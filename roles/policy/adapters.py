@@ -33,6 +33,15 @@ def require_peft() -> None:
         )
 
 
+def require_bitsandbytes() -> None:
+    """Raises UserError when the package that holds weights in 4 bits is not installed."""
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError(
+            "load_in_4bit was asked for, and the package bitsandbytes is not installed; "
+            "`pip install 'ratchet-loop[bitsandbytes]'` installs it"
+        )
+
+
 def _peft() -> Any:
     require_peft()
     return importlib.import_module("peft")
@@ -63,13 +72,13 @@ def base_path(checkpoint: Checkpoint) -> Path:
     return path
 
 
-def load_model(checkpoint: Checkpoint, dtype: Any) -> Any:
+def load_model(checkpoint: Checkpoint, dtype: Any, four_bit_on: str | None = None) -> Any:
     """The checkpoint's model, on the CPU; of an adapter, its base with the adapter laid over it.
 
-    dtype: of the base, as from_pretrained takes it; an adapter is in float32. Of a model with an
-    adapter only the adapter's weights require gradients.
+    dtype: of the base, as from_pretrained takes it; an adapter is in float32. four_bit_on: as
+    load_whole has it. Of a model with an adapter only the adapter's weights require gradients.
     """
-    model = load_whole(base_path(checkpoint), dtype)
+    model = load_whole(base_path(checkpoint), dtype, four_bit_on)
     if checkpoint.kind == "adapter":
         settings(checkpoint)
         _lay_over(model, _peft().PeftConfig.from_pretrained(str(checkpoint.path)), seed=0)

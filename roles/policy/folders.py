@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,17 +14,43 @@ _OF_WEIGHTS = {"config.json", "adapter_config.json"}
 _TEMPLATES = "additional_chat_templates"
 
 
-def load_whole(folder: Path, dtype: Any) -> Any:
+def load_whole(folder: Path, dtype: Any, four_bit_on: str | None = None) -> Any:
     """The model of a folder that holds whole weights, on the CPU.
 
+    four_bit_on: a device on which the weights of linear layers but the head are held in 4 bits, as
+    NF4 with scales that are quantized themselves; dtype is then of the arithmetic and of the rest.
+    Source: "QLoRA: Efficient Finetuning of Quantized LLMs" (arXiv 2305.14314).
     Its generation settings are left out: people's are often such as transformers refuses to save.
     """
     from transformers import AutoModelForCausalLM, GenerationConfig
 
+    narrow = {} if four_bit_on is None else _in_4_bits(dtype, four_bit_on)
     with quiet():
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **narrow)
+    for module in model.modules() if narrow else ():
+        # Some CPUs would score in bfloat16 what they train in `dtype`.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
     model.generation_config = GenerationConfig()
     return model
+
+
+def _in_4_bits(dtype: Any, device: str) -> dict[str, Any]:
+    """What from_pretrained is told besides."""
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    # It says that Hugging Face's `kernels` are not there for a pass that is not taken here.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    config = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+    # Trainer leaves such a model where it is.
+    place = {"": torch.cuda.current_device()} if device == "cuda" else None
+    return {"quantization_config": config, "device_map": place}
 
 
 def save(model: Any, like: Path, into: Path) -> None:

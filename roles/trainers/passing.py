@@ -8,8 +8,8 @@ loss has a part of its routing, goes through its own forward, padded, as TRL doe
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from itertools import accumulate
 from typing import Any
 
@@ -34,6 +34,19 @@ _TRL_NAMES = {
 }
 
 
+@contextmanager
+def _told_of_no_4_bits(model: Any) -> Iterator[None]:
+    """TRL would round an adapter over 4 bits to bfloat16, in which small updates are lost."""
+    if not getattr(model, "is_loaded_in_4bit", False):
+        yield
+        return
+    model.is_loaded_in_4bit = False
+    try:
+        yield
+    finally:
+        model.is_loaded_in_4bit = True
+
+
 class Passing(Guarded):
     """A TRL trainer of a causal model, as it is before TRL's own methods."""
 
@@ -42,7 +55,8 @@ class Passing(Guarded):
 
     def __init__(self, *args: Any, model: Any, **kwargs: Any) -> None:
         _refuse_stretching(model, self.session.rows)
-        super().__init__(*args, model=model, **kwargs)
+        with _told_of_no_4_bits(model):
+            super().__init__(*args, model=model, **kwargs)
 
     @property
     def _head(self) -> Head | None:

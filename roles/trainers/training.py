@@ -109,10 +109,12 @@ class Session:
     def model(self, checkpoint: Checkpoint) -> Any:
         """The checkpoint's model, without dropout but an adapter's own.
 
-        In float32; below an adapter, where nothing is trained, in the arithmetic of the passes.
+        In float32; below an adapter, where nothing is trained, in the arithmetic of the passes, or
+        in 4 bits.
         """
         dtype = self.dtype if self.adapts else torch.float32
-        model = adapters.load_model(checkpoint, dtype)
+        four_bit_on = self.device if self.options.load_in_4bit else None
+        model = adapters.load_model(checkpoint, dtype, four_bit_on)
         for name, module in model.named_modules():
             if ".lora_dropout" in name:
                 continue
