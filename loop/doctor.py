@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 OURS = "ratchet-loop"
 State = Literal["ok", "note", "wrong"]
 TOLD = ("torch", "transformers", "trl")
-EXTRAS = ("peft", "math", "server", "vllm", "postgres", "ray")
+EXTRAS = ("peft", "bitsandbytes", "math", "server", "vllm", "postgres", "ray")
 """Whose packages a configuration may ask for."""
 
 

@@ -19,10 +19,10 @@ from roles.policy.shape import Shape
 from roles.trainers.options import Options
 
 FULL = 4
+"""Bytes of a weight that is trained, of its gradient and of each of Adam's two moments."""
 FOUR_BITS = 0.5 + 1 / 64 + 4 / (64 * 256)
 """Bytes of a weight: half a byte, a byte of scale for each 64, and a float32 for each 256 of these.
 """
-"""Bytes of a weight that is trained, of its gradient and of each of Adam's two moments."""
 DRAWING = 16
 """Bytes beside each logit while a token is drawn of it on a GPU: as float32, its exponential, and
 the sums in float64. A CPU draws a part at a time."""

@@ -430,6 +430,20 @@ def test_an_adapter_from_4_bits_is_gone_on_with(
         assert (training.steps[0].loss == pytest.approx(math.log(2))) == (reference is start)
 
 
+@pytest.mark.parametrize("again", [False, True], ids=["activations kept", "activations twice"])
+def test_a_reference_elsewhere_is_scored_over_4_bits_as_well(
+    base: Checkpoint, narrow: tuple[Training, Path], tmp_path: Path, again: bool
+) -> None:
+    copied = checkpoint(Path(shutil.copytree(base.path, tmp_path / "copied")))
+    trainer = lora(load_in_4bit=True, gradient_checkpointing=again)
+    training = train(trainer, examples(base.path, 8), base, tmp_path / "into", copied)
+    for example, (chosen, rejected) in narrow[0].reference_logprobs.items():
+        found = training.reference_logprobs[example]
+        assert found == pytest.approx((chosen, rejected), abs=1e-3)
+    assert training.steps[0].loss == pytest.approx(math.log(2), abs=1e-4)
+    assert training.steps[-1].loss == pytest.approx(narrow[0].steps[-1].loss, abs=1e-3)
+
+
 def test_demonstrations_are_imitated_over_4_bits(base: Checkpoint, tmp_path: Path) -> None:
     given = [replace(each, rejected=None, kind="demonstration") for each in examples(base.path, 8)]
     options = {"lora_rank": 4, "batch_size": 4, "epochs": 3.0, "device": "cpu", "dtype": "float32"}
@@ -439,6 +453,9 @@ def test_demonstrations_are_imitated_over_4_bits(base: Checkpoint, tmp_path: Pat
     assert sum(totals(checkpoint(tmp_path / "into", base), given)) > sum(totals(base, given))
 
 
-def test_4_bits_are_for_what_lies_below_an_adapter() -> None:
+def test_4_bits_are_for_what_lies_below_an_adapter(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="load_in_4bit is for the weights below an adapter"):
         Preference(load_in_4bit=True)
+    monkeypatch.setattr(adapters, "BITSANDBYTES", "999")
+    with pytest.raises(UserError, match=r"takes bitsandbytes 999 or newer, and that is 0\."):
+        lora(load_in_4bit=True)

@@ -75,6 +75,9 @@ KINDS = {
     "labelled": lambda **more: Kto(**GIVEN, **more),
     "reward model": lambda **more: Reward(**GIVEN, **more),
     "adapter": lambda **more: Preference(**GIVEN, lora_rank=4, **more),
+    "adapter over 4 bits": lambda **more: Preference(
+        **GIVEN, lora_rank=4, load_in_4bit=True, **more
+    ),
 }
 
 
@@ -104,7 +107,7 @@ def test_two_processes_take_the_steps_of_one(
         assert torch.allclose(ours[name], theirs_own, rtol=0, atol=2e-5), name
         if name in before:
             moved = max(moved, (before[name] - theirs_own).abs().max().item())
-    assert moved > 1e-3 or kind in ("adapter", "reward model")
+    assert moved > 1e-3 or kind in ("adapter", "adapter over 4 bits", "reward model")
     assert sorted(each.name for each in (tmp_path / "2").iterdir()) == sorted(
         each.name for each in (tmp_path / "1").iterdir()
     )

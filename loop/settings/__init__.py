@@ -1,7 +1,7 @@
 """What a run may be told: frozen tables with a bound and a sentence for every setting.
 
 A setting is marked operational when it may change during a run; a change of any other makes
-another run. Reading files into these tables is loop/config.py.
+another run. loop/config.py makes them of files.
 """
 
 from loop.settings.base import OPERATIONAL, Frozen, Name, Role, Share, Tables, digest, is_frozen

@@ -9,6 +9,7 @@ Source: https://arxiv.org/abs/2106.09685, equation 3.
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import importlib.util
 import json
 from collections.abc import Iterator, Sequence
@@ -16,11 +17,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+from packaging.version import Version
+
 from roles.policy.folders import load_whole, save, stored_dtype
 from store.errors import UserError, unknown
 from store.records import Checkpoint
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+BITSANDBYTES = "0.49"
+"""The oldest that holds weights in 4 bits as they are trained over here."""
 ALL_LINEAR: Literal["all-linear"] = "all-linear"
 
 
@@ -34,11 +39,16 @@ def require_peft() -> None:
 
 
 def require_bitsandbytes() -> None:
-    """Raises UserError when the package that holds weights in 4 bits is not installed."""
-    if importlib.util.find_spec("bitsandbytes") is None:
+    """Raises UserError when the package that holds weights in 4 bits is not there, or too old."""
+    try:
+        found = importlib.metadata.version("bitsandbytes")
+    except importlib.metadata.PackageNotFoundError:
+        found = None
+    if found is None or Version(found) < Version(BITSANDBYTES):
+        there = "is not installed" if found is None else f"is {found}"
         raise UserError(
-            "load_in_4bit was asked for, and the package bitsandbytes is not installed; "
-            "`pip install 'ratchet-loop[bitsandbytes]'` installs it"
+            f"load_in_4bit was asked for, which takes bitsandbytes {BITSANDBYTES} or newer, and "
+            f"that {there}; `pip install 'ratchet-loop[bitsandbytes]'` installs it"
         )
 
 
@@ -73,7 +83,7 @@ def base_path(checkpoint: Checkpoint) -> Path:
 
 
 def load_model(checkpoint: Checkpoint, dtype: Any, four_bit_on: str | None = None) -> Any:
-    """The checkpoint's model, on the CPU; of an adapter, its base with the adapter laid over it.
+    """The checkpoint's model, where load_whole puts it; of an adapter, its base with that over it.
 
     dtype: of the base, as from_pretrained takes it; an adapter is in float32. four_bit_on: as
     load_whole has it. Of a model with an adapter only the adapter's weights require gradients.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,10 +14,11 @@ _TEMPLATES = "additional_chat_templates"
 
 
 def load_whole(folder: Path, dtype: Any, four_bit_on: str | None = None) -> Any:
-    """The model of a folder that holds whole weights, on the CPU.
+    """The model of a folder that holds whole weights, on the CPU or where four_bit_on says.
 
-    four_bit_on: a device on which the weights of linear layers but the head are held in 4 bits, as
-    NF4 with scales that are quantized themselves; dtype is then of the arithmetic and of the rest.
+    four_bit_on: the device, cuda or cpu, on which the weights of linear layers but the head are
+    held in 4 bits, as NF4 with scales that are quantized themselves; dtype is then of the
+    arithmetic and of the rest, to which the experts of most routed models belong.
     Source: "QLoRA: Efficient Finetuning of Quantized LLMs" (arXiv 2305.14314).
     Its generation settings are left out: people's are often such as transformers refuses to save.
     """
@@ -40,8 +40,6 @@ def _in_4_bits(dtype: Any, device: str) -> dict[str, Any]:
     import torch
     from transformers import BitsAndBytesConfig
 
-    # It says that Hugging Face's `kernels` are not there for a pass that is not taken here.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     config = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -49,8 +47,8 @@ def _in_4_bits(dtype: Any, device: str) -> dict[str, Any]:
         bnb_4bit_compute_dtype=dtype,
     )
     # Trainer leaves such a model where it is.
-    place = {"": torch.cuda.current_device()} if device == "cuda" else None
-    return {"quantization_config": config, "device_map": place}
+    place = torch.cuda.current_device() if device == "cuda" else device
+    return {"quantization_config": config, "device_map": {"": place}}
 
 
 def save(model: Any, like: Path, into: Path) -> None:

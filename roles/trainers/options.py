@@ -78,9 +78,10 @@ class Options:
     lora_targets: Literal["all-linear"] | Annotated[list[str], Field(min_length=1)] = ALL_LINEAR
     """Names of the linear layers that it lies over: all but the output layer, or these."""
     load_in_4bit: bool = False
-    """Hold the weights below the adapter in 4 bits while it trains (QLoRA, arXiv 2305.14314): less
-    memory, more time, and a base that is a little off. References are scored with the same; whoever
-    samples the adapter lays it over the base as it is stored. Needs the package bitsandbytes."""
+    """Hold the linear layers below the adapter in 4 bits while it trains (QLoRA, arXiv 2305.14314):
+    less memory, more time, and a base that is a little off. Experts of a routed model stay as they
+    are. References are scored with the same; whoever samples the adapter lays it over the base as
+    it is stored. Needs the package bitsandbytes, and a GPU of NVIDIA's or a CPU."""
 
     def __post_init__(self) -> None:
         if self.load_in_4bit:

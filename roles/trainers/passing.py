@@ -36,15 +36,16 @@ _TRL_NAMES = {
 
 @contextmanager
 def _told_of_no_4_bits(model: Any) -> Iterator[None]:
-    """TRL would round an adapter over 4 bits to bfloat16, in which small updates are lost."""
+    """TRL would round an adapter over 4 bits to bfloat16, in which small updates are lost, and
+    Trainer refuses a model that has none, although a reference is only scored."""
     if not getattr(model, "is_loaded_in_4bit", False):
         yield
         return
-    model.is_loaded_in_4bit = False
+    model.is_loaded_in_4bit = model.is_quantized = False
     try:
         yield
     finally:
-        model.is_loaded_in_4bit = True
+        model.is_loaded_in_4bit = model.is_quantized = True
 
 
 class Passing(Guarded):

@@ -301,6 +301,8 @@ def _refuse_another_shape(options: Options, start: Checkpoint) -> None:
 
 def _place(options: Options) -> tuple[str, torch.dtype]:
     device = devices.find(options.device)
+    if options.load_in_4bit and device.type not in ("cuda", "cpu"):
+        raise UserError(f"load_in_4bit is for NVIDIA's GPUs and the CPU, and not for {device.type}")
     if options.dtype == "bfloat16":
         devices.check_bfloat16(device)
     narrow = options.dtype == "bfloat16" or (

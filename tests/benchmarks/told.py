@@ -97,7 +97,8 @@ temperature 1; *length* is the mean of their tokens; *agreement* is how often a 
 model puts the better of two answers of known worth first, and is measured on such pairs in place \
 of test prompts. An arena is a task with its warm-up, a file in [arenas](arenas). Plain iterative \
 DPO learns from pairs that the verifier makes, who knows the right answers; most recipes do \
-without it, so theirs are not expected to end as high.
+without it, so theirs are not expected to end as high. Where a recipe's `plain` has filter.pairs, \
+it learns from fewer pairs than its tokens would give, so that no run takes long.
 
 All of it is the embedded model (a million parameters) on tasks that take it a second: it says \
 whether a mechanism does what its paper says *there*, and nothing of how much it does for a large \
@@ -123,6 +124,15 @@ def _runs_of(row: Table) -> str:
     sets = row.get("sets")
     under = f" with {', '.join(f'`{each}`' for each in sets)}" if sets else ""
     return f"Over seeds {_listed(row['seeds'])}{under}"
+
+
+def _durations(rows: Sequence[Table]) -> str:
+    runs = [(row, each) for row in rows for each in row["variants"].values()]
+    hours = sum(len(row["seeds"]) * each["seconds"] for row, each in runs) / 3600
+    return (
+        f"One after the other all runs take {hours:.1f} hours, and two at once half of that; the "
+        f"longest took {max(each['slowest'] for _, each in runs):.0f} s. Warm-ups come on top."
+    )
 
 
 def markdown(rows: Mapping[str, Table]) -> str:
@@ -152,7 +162,10 @@ def markdown(rows: Mapping[str, Table]) -> str:
                 ]
             )
         )
-    lines.append("\nTokens and minutes are of a run: the recipe's / the control's / plain DPO's.")
+    lines.append(
+        "\nTokens and minutes are of a run: the recipe's / the control's / plain DPO's. "
+        + _durations(ordered)
+    )
     for row in ordered:
         lines.append(f"\n## {title(row['recipe'])}\n")
         if tuple(row["seeds"]) != reported.SEEDS:
