@@ -159,8 +159,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
 @contextmanager
 def quiet() -> Iterator[None]:
     """Hugging Face's chatter off, and as it was before."""
-    names = ("transformers", "trl", "accelerate", "bitsandbytes")
-    loggers = [logging.getLogger(name) for name in names]
+    loggers = [logging.getLogger(name) for name in ("transformers", "trl", "accelerate")]
     levels = [logger.level for logger in loggers]
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
