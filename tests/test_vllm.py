@@ -104,6 +104,19 @@ def test_equal_seeds_give_equal_answers_in_whatever_company(
     assert [one.text for one in alone[0]] == [together[2][1].text, together[2][3].text]
 
 
+def test_more_prompts_than_pass_at_once_change_no_answer(
+    engine: VllmEngine, models: dict[str, Checkpoint]
+) -> None:
+    policy = engine.open(models["first"])
+    many = [question(f"What is the sum of {n} and {n + 8}?") for n in range(300)]
+    drawn = sampled(policy, prompts=many)
+    assert [len(group) for group in drawn] == [4] * len(many)
+    asked = sum(4 * len(policy.prompt_ids(each)) for each in many)
+    assert asked > 8192  # more than vLLM reads in one step
+    few = sampled(policy)
+    assert [one.text for one in flat(drawn[: len(few)])] == [one.text for one in flat(few)]
+
+
 def test_answers_end_as_they_are_to(engine: VllmEngine, models: dict[str, Checkpoint]) -> None:
     policy = engine.open(models["first"])
     plain = flat(sampled(policy, replace(SAMPLING, max_tokens=200)))

@@ -275,6 +275,9 @@ class VllmEngine:
             "logprobs_mode": RAW,
             "worker_extension_cls": WORKER,
         }
+        if not torch.cuda.is_available():
+            # A prompt that is read in parts draws too early, and a CPU cannot take that back.
+            table["enable_chunked_prefill"] = False
         if self.context is not None:
             table["max_model_len"] = self.context
         if self.cache_gib is not None:
