@@ -21,9 +21,8 @@ from store.errors import UserError
 pytest.importorskip("vllm")
 pytestmark = pytest.mark.vllm
 SMALL = (
-    *("rounds=2", "prompts=160", "seed=108", "gate.patience=0"),
+    *("rounds=2", "prompts=320", "seed=108", "gate.patience=0", "gate.undecided=keep"),
     *("evaluate.gate_prompts=150", "evaluate.test_prompts=300"),
-    *("warmup.prompts=1600", "warmup.generator.n=4"),
 )
 VLLM = (
     *("engine.use=vllm", "engine.dtype=float32", "engine.cache_gib=0.25"),
