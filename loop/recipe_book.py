@@ -13,6 +13,12 @@ from loop.screen import line
 from loop.settings import Config
 
 HEADINGS = ("Paper", "Mechanism", "Differs here, and why")
+TRIED = {
+    "trial": "all its runs",
+    "control": "its control, the claimed ingredient off",
+    "plain": "plain iterative DPO",
+}
+"""Of a trial, the settings of which runs."""
 RESULTS = config.HERE / "recipes" / "results.json"
 
 
@@ -39,6 +45,7 @@ def told(name: str) -> Table:
         if paragraph.startswith(f"{heading}:")
     }
     row = _row(name)
+    trial = _trial(name)
     return {
         "name": name,
         "about": about,
@@ -52,8 +59,8 @@ def told(name: str) -> Table:
             for each in config.differences(default, own)
             if not each["key"].endswith(".use") and each["to"] is not None  # another part's
         },
-        "trial": _trial(name),
-        "claims": _claims(name, row),
+        "trial": trial and _sides(trial),
+        "claims": claims.with_results(trial.claim, row["claims"] if row else ()) if trial else [],
         "result": row and _result(row),
     }
 
@@ -89,19 +96,16 @@ def _result(row: Any) -> Table:
     }
 
 
-def _trial(name: str) -> Table | None:
+def _trial(name: str) -> claims.Trial | None:
     if "claim" not in config.recipe_tables(name):
         return None
-    said = claims.read(name)
-    sets = {key: list(getattr(said, key)) for key in ("trial", "control", "plain")}
-    return {"arena": said.arena or "default", **sets}
-
-
-def _claims(name: str, row: Any) -> list[Table]:
-    if "claim" not in config.recipe_tables(name):
-        return []
     trials.check(name, lambda made: None)
-    return claims.with_results(claims.read(name).claim, row["claims"] if row else ())
+    return claims.read(name)
+
+
+def _sides(trial: claims.Trial) -> Table:
+    sets = {key: list(getattr(trial, key)) for key in TRIED}
+    return {"arena": trial.arena or "default", **sets}
 
 
 def view(console: Console, found: Table) -> None:
@@ -120,9 +124,9 @@ def view(console: Console, found: Table) -> None:
     if found["trial"]:
         line(console)
         line(console, f"trial: in the arena {found['trial']['arena']}")
-        for side, sets in found["trial"].items():
-            if side in TRIED and sets:
-                line(console, f"  {TRIED[side]}: {', '.join(sets)}")
+        for key, what in TRIED.items():
+            if sets := found["trial"][key]:
+                line(console, f"  {what}: {', '.join(sets)}")
     for each in found["claims"]:
         line(console)
         of = "" if each["of"] == "recipe" else f"of {each['of']}, "
@@ -138,11 +142,6 @@ def view(console: Console, found: Table) -> None:
     line(console, f"change it: {found['path']}")
 
 
-TRIED = {
-    "trial": "all its runs",
-    "control": "its control, the claimed ingredient off",
-    "plain": "plain iterative DPO",
-}
 SIDES = {"recipe": "ends", "control": "its control ends", "plain": "plain iterative DPO ends"}
 
 
