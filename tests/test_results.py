@@ -391,9 +391,6 @@ def test_a_run_of_other_settings_is_not_the_one_that_is_wanted(tmp_path: Path) -
         assert trial_runs.run_of(place, asked) is None, other
 
 
-# What the stores say
-
-
 @pytest.mark.parametrize(("key", "taken"), [("isolation", True), ("rounds", False)])
 def test_a_run_from_before_there_was_a_setting_is_the_one_that_is_wanted(
     tmp_path: Path, key: str, taken: bool
@@ -404,6 +401,9 @@ def test_a_run_from_before_there_was_a_setting_is_the_one_that_is_wanted(
         raw.execute(f"UPDATE run SET config = json_remove(config, '$.{key}')")
     found = trial_runs.run_of(root.parent, config.read(file, sets=["rounds=1"]))
     assert (found is not None) == taken
+
+
+# What the stores say
 
 
 def test_tokens_are_those_that_the_rounds_generated_to_learn_from(tmp_path: Path) -> None:

@@ -13,12 +13,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
+from loop import config
 from loop.fork import fork
 from loop.settings import Config, digest
 from loop.trials import Variant
 from store.database import Store
+from store.errors import UserError
 
 HOME = Path(__file__).resolve().parents[2]
 WARM_UPS = "warm-ups"
@@ -176,6 +176,6 @@ def run_of(place: Path, wanted: Config | None = None) -> Found | None:
 def _read(settings: Mapping[str, Any]) -> Config | None:
     """A run's settings: what has come to be a setting since is as it is when it is not said."""
     try:
-        return Config.model_validate(settings)
-    except ValidationError:  # what it says is no setting any more
+        return config.validate(dict(settings))
+    except UserError:  # what it says is no setting any more
         return None
