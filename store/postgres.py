@@ -142,6 +142,8 @@ def connect(place: Place) -> Engine:
         pool_pre_ping=True,
         connect_args={
             "connect_timeout": 10,
+            # A plan that is kept was made when the tables were small: it reads them from end to end.
+            "prepare_threshold": None,
             "keepalives_idle": 30,
             "keepalives_interval": 10,
             "keepalives_count": 3,

@@ -7,6 +7,7 @@ import math
 import shutil
 import subprocess
 import sys
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -451,6 +452,14 @@ def test_demonstrations_are_imitated_over_4_bits(base: Checkpoint, tmp_path: Pat
     training = train(trainer, given, base, tmp_path / "into")
     assert training.steps[-1].loss < training.steps[0].loss
     assert sum(totals(checkpoint(tmp_path / "into", base), given)) > sum(totals(base, given))
+
+
+def test_the_package_asks_for_the_bitsandbytes_that_is_checked_for() -> None:
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    asked = [each for extra in project["optional-dependencies"].values() for each in extra]
+    assert {each for each in asked if each.startswith("bitsandbytes")} == {
+        f"bitsandbytes>={adapters.BITSANDBYTES}"
+    }
 
 
 def test_4_bits_are_for_what_lies_below_an_adapter(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,6 +46,11 @@ OWN = {
     "upo": "judge LIKE 'reward_model#%' AND judgement.variance > 0",
 }
 """Recipe -> what is special in what its rounds learn from, of LEARNED."""
+JUDGED = (
+    "SELECT DISTINCT asked.track AS track, judge FROM judgement "
+    "JOIN candidate ON candidate.id = candidate_id JOIN asked ON asked.id = asked_id "
+    "JOIN round ON round.id = asked.round_id WHERE purpose = 'train' AND number > 0"
+)
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +109,7 @@ def test_a_recipe_goes_through_whole_rounds(recipe: str, yours: Path, tmp_path: 
         round=first.id,
     )
     (own,) = store.query(f"{LEARNED}({OWN.get(recipe, 'true')})")
+    judged = {(row["track"], row["judge"]) for row in store.query(JUDGED)}
     base = store.checkpoints("policy")[0]
     store.close()
     assert first.status == "done", done.stdout
@@ -111,6 +117,7 @@ def test_a_recipe_goes_through_whole_rounds(recipe: str, yours: Path, tmp_path: 
     assert {first.stage, second.stage} == {"done"}
     assert learned[0]["n"] > 0
     assert own["n"] > 0
+    assert judged >= {(name, track.judge.label) for name, track in made.track.items()}
     assert base.path == yours
     verified = loop("verify", root)
     assert verified.returncode == 0, verified.stdout

@@ -4,10 +4,11 @@
 
 For each number, 20,000 if none is given: a run of three rounds with so many candidates is written
 by the store's own methods, 16 answers to a prompt, batches of 128 prompts, each with a judgement
-and a verdict. An answer is 32 token ids and 71 to 73 bytes of text. Told are the rows a second of
-candidates, judgements and verdicts, the size with indexes, and the shortest of five calls of what
-`loop rounds` and `loop why` ask. Without --url a server is started for it, with fsync off; a client
-on another machine pays its network besides. SQLite's file is on the disk of the temporary folder.
+and a verdict. An answer is 32 token ids and 71 to 73 bytes of text. Told are the minutes of it all,
+the rows a second of candidates, judgements and verdicts, the size with indexes, and the shortest of
+five calls of what `loop rounds` and `loop why` ask. Without --url a server is started for it, with
+fsync off; a client on another machine pays its network besides. SQLite's file is on the disk of the
+temporary folder.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -41,7 +43,7 @@ def database(url: str | None) -> Iterator[str]:
 def size(store: Store) -> int:
     """Bytes, indexes included."""
     if store.place is None:
-        return (store.root / "loop.db").stat().st_size
+        return sum(each.stat().st_size for each in store.root.glob("loop.db*"))
     found = store.query(
         "SELECT sum(pg_total_relation_size(oid)) AS bytes FROM pg_class "
         "WHERE relnamespace = current_schema()::regnamespace AND relkind = 'r'"
@@ -50,6 +52,7 @@ def size(store: Store) -> int:
 
 
 def measured(candidates: int, place: Place | None) -> str:
+    began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         store = Store(Path(folder) / "loop.db", create=True, place=place)
         with closing(store):
@@ -61,6 +64,7 @@ def measured(candidates: int, place: Place | None) -> str:
             why = test_scale.best_of(5, lambda: lineage.why(store, found["example"]))
             row = (
                 f"{'SQLite' if place is None else 'PostgreSQL':10}  {found['made']:>11,}  "
+                f"{(time.monotonic() - began) / 60:>7.1f}  "
                 f"{timed.rows / timed.seconds:>10,.0f}  {size(store) / 1e6:>8,.1f}  "
                 f"{1000 * rounds:>8.1f}  {1000 * why:>8.1f}"
             )
@@ -73,7 +77,7 @@ def main() -> None:
     parser.add_argument("candidates", nargs="*", type=int)
     parser.add_argument("--url", help="a database; left out, a server is started")
     given = parser.parse_args()
-    print("store        candidates  rows a s  size, MB  rounds, ms  why, ms", flush=True)
+    print("store        candidates  minutes  rows a s    size, MB  rounds, ms  why, ms", flush=True)
     with database(given.url) as url:
         for candidates in given.candidates or [20_000]:
             for place in (None, new_place(url, None, "growth")):
