@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -160,31 +160,17 @@ class Apart:
                 return self._child.perform(task, self._say)
             except Lost as lost:
                 self.rest()
-                smaller = [] if lost.memory is False else self._smaller(task)
+                parts = {place: self._made(self._given.role(place)) for place in task.uses}
+                less = [] if lost.memory is False else smaller(parts, self._config)
                 told = f"the process of stage {self._stage!r} {lost}"
-                if not left or (lost.memory and not smaller):
+                if not left or (lost.memory and not less):
                     raise UserError(told) from lost
-                how = f" with {', '.join(smaller)}" if smaller else ""
+                how = f" with {', '.join(less)}" if less else ""
                 self._say(f"{told}; what it was doing is done again{how}")
-                if smaller:
-                    self._config = configuration.change(self._config, smaller)
-                    self._changed(smaller)
+                if less:
+                    self._config = configuration.change(self._config, less)
+                    self._changed(less)
         raise AssertionError("a task is done or lost")
-
-    def _smaller(self, task: Task) -> list[str]:
-        """Settings by which less is in memory at once; none where it cannot be less."""
-        found = []
-        for place in task.uses:
-            made = self._made(self._given.role(place))
-            options = self._config.role(place).options
-            if hasattr(made, "rows_at_once"):
-                option, at_once, of = "micro_batch_size", made.rows_at_once, made.batch_size
-            else:
-                option, at_once, of = "batch_size", getattr(made, "batch_size", 1), None
-            most = options.get(option, at_once) // 2
-            fits = [n for n in range(most, 0, -1) if of is None or of % n == 0]
-            found += [f"{place}.{option}={n}" for n in fits[:1]]
-        return found
 
     def perform_each(self, tasks: Iterator[Task]) -> Iterator[Any]:
         return map(self.perform, tasks)
@@ -248,6 +234,24 @@ class Away:
     def _ask(self, method: str, *arguments: Any, **settings: Any) -> Any:
         asked = PolicyCall(self.checkpoint, method, arguments, settings, ALONE)
         return self.hands.perform(asked)
+
+
+def smaller(parts: Mapping[str, Any], config: Config) -> list[str]:
+    """Settings by which less is in memory at once; none where it cannot be less.
+
+    parts: place of a role that holds memory -> what fills it.
+    """
+    found = []
+    for place, made in parts.items():
+        options = config.role(place).options
+        if hasattr(made, "rows_at_once"):
+            option, at_once, of = "micro_batch_size", made.rows_at_once, made.batch_size
+        else:
+            option, at_once, of = "batch_size", getattr(made, "batch_size", 1), None
+        most = options.get(option, at_once) // 2
+        fits = [n for n in range(most, 0, -1) if of is None or of % n == 0]
+        found += [f"{place}.{option}={n}" for n in fits[:1]]
+    return found
 
 
 def isolates(config: Config, made: Callable[[Role], Any]) -> bool:

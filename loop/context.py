@@ -78,7 +78,8 @@ class Context:
             else:
                 self._own_hands = Inline(self.seat)
             if self.config.cluster.workers:
-                self._own_hands = Spread(self._own_hands, self.config, self.root, say)
+                with_less = (self.role, self.changed)
+                self._own_hands = Spread(self._own_hands, self.config, self.root, say, *with_less)
         return self._own_hands
 
     def policy(self, checkpoint: Checkpoint) -> Policy:

@@ -6,6 +6,7 @@ No weights are read, and nothing is asked of a server but which models it has.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -18,6 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import urlsplit, urlunsplit
+from urllib.request import urlopen
 
 import psutil
 
@@ -31,7 +33,7 @@ from store import checkpoints, postgres
 from store.errors import UserError
 
 PATIENCE_S = 5.0
-"""For a server to say which models it has."""
+"""For a server to say what it is, or which models it has."""
 INSTALLS = {
     "apt-get": "sudo apt-get install gcc",
     "dnf": "sudo dnf install gcc",
@@ -57,8 +59,11 @@ def examine(wish: Wish) -> Iterator[Finding]:
             config = _config(wish, config)
     except UserError as error:
         trouble = Finding("configuration", "wrong", str(error), _told(error) or _again(wish))
-    engines = [] if config is None else [each.engine.use for each in config.models.values()]
-    yield vllm("vllm" in engines)
+    engines = [] if config is None else [each.engine for each in config.models.values()]
+    urls = {each.options.get("url") for each in engines if each.use == "vllm"}
+    yield vllm(None in urls)
+    for url in sorted(map(str, urls - {None})):
+        yield _vllm_at(url)
     yield from _device(config)
     yield _compiler()
     if config is None or trouble is not None:
@@ -238,6 +243,30 @@ def _server(name: str, server: Server, otherwise: State, again: str) -> Finding:
     said = f"{asked.shown} has {', '.join(there) or 'no model'}, and {wanted}"
     mend = f"{again} --set server.{name}.model={shlex.quote(there[0]) if there else 'NAME'}"
     return Finding(what, otherwise, said, mend)
+
+
+def _vllm_at(url: str) -> Finding:
+    """Whether a server that an engine asks is there, and is a vLLM that goes with this."""
+    from roles.policy import vllm_version
+    from roles.policy.vllm_server import SERVE
+
+    root = url.rstrip("/").removesuffix("/v1")
+    parts = urlsplit(root)
+    shown = urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+    what, start = f"vllm at {shown}", f"{SERVE} --port {parts.port or 80}"
+    try:
+        vllm_version.check(elsewhere=True)
+        with urlopen(f"{root}/version", timeout=PATIENCE_S) as answer:
+            version = str(json.load(answer)["version"])
+    except UserError as error:
+        return Finding(what, "wrong", str(error), _told(error))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        said = " ".join(f"it does not say its version: {error}".split())
+        return Finding(what, "wrong", said, start)
+    if (needed := vllm_version.unfit(version)) is not None:
+        said = f"it is {version}, and {needed} is needed"
+        return Finding(what, "wrong", said, f"pip install --upgrade '{needed}'")
+    return Finding(what, "ok", f"it answers, {version}")
 
 
 def _state(stands_in_the_way: bool) -> State:

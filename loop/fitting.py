@@ -24,9 +24,9 @@ LESS = (
 """What makes a training smaller, the least harm first; each is added to those before it."""
 
 
-def fits(found: Footprint, device: Device) -> bool:
+def fits(found: Footprint, device: Device, share: float = SPARE) -> bool:
     """Where nobody knows how much memory there is, all does."""
-    return device.bytes is None or found.peak <= SPARE * device.bytes
+    return device.bytes is None or found.peak <= share * device.bytes
 
 
 def smaller_sampling(

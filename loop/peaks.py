@@ -25,6 +25,7 @@ from roles import footprint
 from roles.footprint import Device, Footprint, Lengths
 from roles.policy import devices, embedded, shape
 from roles.policy.shape import Shape
+from roles.policy.vllm import VllmEngine
 from roles.trainers.options import Options
 from store import checkpoints
 from store.errors import UserError
@@ -157,6 +158,9 @@ class _Planned:
         size = self._shape(name) if path is None else _read(path)
         if size is None or sampling is None:
             return _row(stage, path or name, None)
+        if isinstance(engine, VllmEngine):
+            lengths = self._lengths(size, sampling.max_tokens, question)
+            return self._by_vllm(stage, name, path, size, lengths)
         if not isinstance(answers, int) or not isinstance(batch_size, int):
             return _row(stage, path or name, None)
         count, lengths = answers, self._lengths(size, sampling.max_tokens, question)
@@ -176,6 +180,33 @@ class _Planned:
             )
 
         table = self._told(stage, path or name, found(engine), device)
+        if table["fits"] is False:
+            table["less"] = fitting.smaller_sampling(engine, found, device)
+        return table
+
+    def _by_vllm(
+        self, stage: str, name: str, path: str | None, size: Shape, lengths: Lengths
+    ) -> Table:
+        model, engine = self._engine(name)
+        if engine.url is not None:  # it is somebody else's, and may be anywhere
+            return _row(stage, path or name, None)
+        device = self._on(engine)
+
+        def found(engine: VllmEngine) -> Footprint:
+            return footprint.by_vllm(
+                size,
+                self._weight_bytes(model, engine, size, frozen=path is not None),
+                device,
+                lengths,
+                share=engine.gpu_memory,
+                cache_gib=engine.cache_gib,
+                split=engine.tensor_parallel,
+                adapter=0 if path else self._adapter(model, size),
+            )
+
+        table = self._told(stage, path or name, found(engine), device)
+        if device.kind == "cuda" and device.bytes is not None and engine.cache_gib is None:
+            table["fits"] = fitting.fits(found(engine), device, engine.gpu_memory)
         if table["fits"] is False:
             table["less"] = fitting.smaller_sampling(engine, found, device)
         return table
@@ -218,10 +249,14 @@ class _Planned:
             yield self._told("judge", str(own.folder), both, device)
 
     def _scored(self, name: str, path: str | None) -> Table:
-        model, engine = self._engine(next(iter(self.config.models)) if path else name)
+        model_name = next(iter(self.config.models)) if path else name
+        model, engine = self._engine(model_name)
         size = self._shape(name) if path is None else _read(path)
         if size is None:
             return _row("judge", path or name, None)
+        if isinstance(engine, VllmEngine):
+            lengths = self._lengths(size, self._longest(model_name), None)
+            return self._by_vllm("judge", model_name, path, size, lengths)
         device = self._on(engine)
         weight = self._weight_bytes(model, engine, size, frozen=path is not None)
         return self._told("judge", path or name, footprint.scoring(size, weight, device), device)
@@ -297,6 +332,8 @@ class _Planned:
             return 4
         trainer = self.roles[id(model.trainer)]
         adapts = getattr(trainer, "lora_rank", None) is not None and not model.fresh_adapter
+        if isinstance(engine, VllmEngine):
+            return 2  # which has bfloat16 for float32
         as_it_came = frozen or adapts or getattr(trainer, "save_dtype", "float32") == "start"
         return size.stored_bytes if as_it_came else 4
 

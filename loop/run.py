@@ -13,6 +13,7 @@ import shutil
 import sys
 import traceback
 import uuid
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
@@ -33,11 +34,13 @@ from loop.settings import Config
 from store import checkpoints, postgres
 from store.connect import check_postgres
 from store.database import Store
-from store.errors import UserError, Waiting
+from store.errors import Away, UserError, Waiting
 from store.records import Decision, Run, RunStatus
 
 DATABASE = "loop.db"
 UNFINISHED: tuple[RunStatus, ...] = ("running", "interrupted", "failed", "waiting")
+RETURNS = 3
+"""How often a store's server may go away while one stage of a round is under way."""
 PACKAGES = ("ratchet-loop", "torch", "transformers", "trl", "langgraph", "sqlmodel")
 
 
@@ -294,9 +297,7 @@ def _drive(context: Any) -> Outcome:
     store, config = context.store, context.config
     try:
         retention.tidy(context)
-        machine = graph.build()
-        state = graph.State(run=store.run().uuid, round=0)
-        machine.invoke(state, {"recursion_limit": graph.NO_STEP_LIMIT}, context=context)
+        _through(context, graph.build())
         ending: Decision | None = gate.ending(store, config)
         if ending is None:
             raise RuntimeError("the graph ended and no rule ended the run")
@@ -312,6 +313,29 @@ def _drive(context: Any) -> Outcome:
         return _waits(context, error)
     except (Exception, SystemExit) as error:  # noqa: BLE001 - told or shown whole, code 4
         return _failed(store, config, error)
+
+
+def _through(context: Any, machine: Any) -> None:
+    """Through the graph until it ends. Where the store's server was away, from what it has."""
+    from loop import graph
+
+    store, again = context.store, Counter[str]()
+    state = graph.State(run=store.run().uuid, round=0)
+    while True:
+        try:
+            machine.invoke(state, {"recursion_limit": graph.NO_STEP_LIMIT}, context=context)
+            return
+        except Away as away:
+            place = _place(store)  # it waits until the server is back, or raises
+            again[place] += 1
+            if again[place] > RETURNS:
+                raise
+            context.progress.say(f"{away}; what it does not have of {place} is done again")
+
+
+def _place(store: Store) -> str:
+    rounds = store.rounds()
+    return f"{rounds[-1].stage} of round {rounds[-1].number}" if rounds else "opening of round 0"
 
 
 def _waits(context: Any, error: Waiting) -> Outcome:
@@ -339,10 +363,9 @@ def _leave(store: Store, status: RunStatus) -> str:
     with suppress(SQLAlchemyError, UserError):  # a full disk, say; a dead driver tells as much
         store.set_status(status)
     try:
-        rounds = store.rounds()
+        return _place(store)
     except (SQLAlchemyError, UserError):
         return ""
-    return f"{rounds[-1].stage} of round {rounds[-1].number}" if rounds else "opening of round 0"
 
 
 def _began(store: Store) -> bool:

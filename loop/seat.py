@@ -43,6 +43,7 @@ class Seat:
         if self._open is None or self._open[0] != checkpoint.path:
             engine = cast(Engine, self.made(self.config.models[checkpoint.model].engine))
             self._close(rests=engine is not self._engine)
+            checkpoints.check(checkpoint)
             policy = engine.open(checkpoint)
             if not isinstance(policy, Policy):
                 raise RuntimeError(f"engine {type(engine).__name__} opened {policy!r}, no policy")

@@ -11,7 +11,7 @@ import os
 import socket
 import warnings
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +19,12 @@ from typing import Any
 
 from loop import config as configuration
 from loop import names
+from loop.apart import smaller
 from loop.child import maker
 from loop.hands import Hands
 from loop.outcome import Lost, heard, told
 from loop.seat import Seat
-from loop.settings import Cluster, Config
+from loop.settings import Cluster, Config, Role
 from loop.tasks import Answering, Judging, Task
 from roles.processes import python_path
 from roles.protocols import Policy
@@ -78,10 +79,23 @@ class _Sent:
 
 
 class Spread:
-    """Hands that send answers and judgements out, and leave the rest to others."""
+    """Hands that send answers and judgements out, and leave the rest to others.
 
-    def __init__(self, rest: Hands, config: Config, root: Path, say: Any) -> None:
-        self._rest, self._config, self._root, self._say = rest, config, root, say
+    changed: is told the settings by which less had to be in memory at once.
+    """
+
+    def __init__(
+        self,
+        rest: Hands,
+        config: Config,
+        root: Path,
+        say: Callable[[str], None],
+        made: Callable[[Role], Any],
+        changed: Callable[[Sequence[str]], object],
+    ) -> None:
+        self._rest, self._root, self._say = rest, root, say
+        self._given = self._config = config
+        self._made, self._changed = made, changed
         self._own = config.cluster
         self._workers: list[Any] = []
         self._stage = ""
@@ -145,7 +159,9 @@ class Spread:
         while True:
             try:
                 outcome, said = ray.get(first.answer)
-            except ray.exceptions.RayActorError as error:
+            except ray.exceptions.RayTaskError:
+                raise  # a bug: what a task raises comes as its outcome
+            except ray.exceptions.RayError as error:  # it, its machine or what it said is gone
                 self._replace(first, sent, " ".join(str(error).split()))
                 continue
             for line in said:
@@ -153,7 +169,22 @@ class Spread:
             try:
                 return heard(*outcome, where=f"a worker of stage {self._stage!r}")
             except Lost as lost:
-                raise UserError(f"a worker of stage {self._stage!r} {lost}") from lost
+                self._go_on_with_less(sent, lost)
+
+    def _go_on_with_less(self, sent: deque[_Sent], lost: Lost) -> None:
+        """Send everything anew to workers that have less in memory at once. Raises UserError."""
+        parts = {place: self._made(self._given.role(place)) for place in sent[0].task.uses}
+        less = smaller(parts, self._config)
+        why = f"a worker of stage {self._stage!r} {lost}"
+        if not less:
+            raise UserError(why) from lost
+        self._say(f"{why}; its batches are done again with {', '.join(less)}")
+        self._config = configuration.change(self._config, less)
+        self._changed(less)
+        self._end()
+        self._workers = [self._started() for _ in range(self._own.workers)]
+        for each in sent:
+            each.answer = self._workers[each.worker].perform.remote(each.task)
 
     def _replace(self, lost: _Sent, sent: deque[_Sent], why: str) -> None:
         lost.lost += 1
@@ -161,6 +192,7 @@ class Spread:
         if lost.lost > self._own.retries:
             raise UserError(gone)
         self._say(f"{gone}; its batches are done again")
+        _ray().kill(self._workers[lost.worker])  # where only what it said is gone
         self._workers[lost.worker] = self._started()
         for each in sent:
             if each.worker == lost.worker:

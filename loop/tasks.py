@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from loop.asked import Asking
 from loop.seat import Seat
 from roles.protocols import Policy
+from store import checkpoints
 from store.errors import UserError
 from store.records import (
     Call,
@@ -153,6 +154,8 @@ class Learning:
 
     def perform(self, seat: Seat) -> Training:
         seat.close_policy()
+        for each in (self.start, self.reference):
+            checkpoints.check(each)
         trainer = seat.made(seat.config.role(self.trainer))
         for left in range(RETRIES, -1, -1):
             try:

@@ -23,6 +23,8 @@ FULL = 4
 FOUR_BITS = 0.5 + 1 / 64 + 4 / (64 * 256)
 """Bytes of a weight: half a byte, a byte of scale for each 64, and a float32 for each 256 of these.
 """
+VLLM_READS, VLLM_CPU_CACHE_GIB = 8192, 4
+"""Tokens that vLLM reads at once, and its keys and values on a CPU, unless it is told otherwise."""
 DRAWING = 16
 """Bytes beside each logit while a token is drawn of it on a GPU: as float32, its exponential, and
 the sums in float64. A CPU draws a part at a time."""
@@ -96,6 +98,38 @@ def sampling(
     logits = rows * shape.vocabulary * (weight_bytes + DRAWING * (device.kind == "cuda"))
     passing = _passing(shape, reading, weight_bytes) + reading * token
     activations = max(passing, logits)
+    return Footprint(
+        weights=weights,
+        cache=cache,
+        activations=activations,
+        peak=weights + cache + activations,
+    )
+
+
+def by_vllm(
+    shape: Shape,
+    weight_bytes: int,
+    device: Device,
+    lengths: Lengths,
+    *,
+    share: float,
+    cache_gib: float | None,
+    split: int = 1,
+    adapter: int = 0,
+) -> Footprint:
+    """Of one GPU, or of the CPU, while vLLM samples or scores. Its cache is as large as it is told
+    to be, or what is left of its share of the GPU, and holds a longest text in any case.
+
+    split: GPUs that the model is spread over. adapter: weights of one over the model.
+    """
+    weights = weight_bytes * (shape.parameters + adapter) // split
+    token = weight_bytes * shape.cached // split
+    activations = _passing(shape, VLLM_READS, weight_bytes) // split
+    cache = lengths.both * token
+    if cache_gib is not None or device.kind != "cuda":
+        cache = max(cache, int((VLLM_CPU_CACHE_GIB if cache_gib is None else cache_gib) * 2**30))
+    elif device.bytes is not None:
+        cache = max(cache, int(share * device.bytes) - weights - activations)
     return Footprint(
         weights=weights,
         cache=cache,

@@ -95,6 +95,50 @@ def intact(checkpoint: Checkpoint) -> bool:
     return checkpoint.path.is_dir() and _digest(checkpoint.path)[0] == checkpoint.digest
 
 
+def check(checkpoint: Checkpoint) -> None:
+    """Raises UserError unless its folder, and that of its base, hold what the store recorded.
+
+    Whoever reads weights to compute with them has this asked first. A file that the system calls
+    unchanged since this process last read it is not read again.
+    """
+    now = _measured(checkpoint.path)
+    for what, before, after in (
+        ("tokenizer", checkpoint.tokenizer_digest, now.tokenizer_digest),
+        ("chat template", checkpoint.template_digest, now.template_digest),
+        ("content", checkpoint.digest, now.digest),
+    ):
+        if before != after:
+            raise _changed(what, checkpoint.path)
+    base, digest = checkpoint.base_path, checkpoint.base_digest
+    if base is not None and digest is not None and _measured(base).digest != digest:
+        raise _changed("content", base)
+
+
+def _changed(what: str, path: Path) -> UserError:
+    return UserError(
+        f"the {what} of {path} is not what it was when the checkpoint was stored; put the folder "
+        "back as it was"
+    )
+
+
+_KNOWN: dict[Path, tuple[tuple[Any, ...], Checkpoint]] = {}
+"""Folder -> what the system said of its files, and what they were measured to be."""
+
+
+def _measured(path: Path) -> Checkpoint:
+    """Of a folder: its digests, by measure()."""
+    if not path.is_dir():
+        raise UserError(f"no folder {str(path)!r} to open a checkpoint from")
+    files = ((file, file.stat()) for file in _files(path))
+    there = tuple(
+        (file, of.st_ino, of.st_size, of.st_mtime_ns, of.st_ctime_ns) for file, of in files
+    )
+    known = _KNOWN.get(path)
+    if known is None or known[0] != there:
+        known = _KNOWN[path] = there, measure(path, "")
+    return known[1]
+
+
 def rebase(checkpoint: Checkpoint) -> None:
     """Let an adapter's folder name where its base lies now, because a run can be moved."""
     file, base = checkpoint.path / ADAPTER, checkpoint.base_path

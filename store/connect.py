@@ -73,7 +73,7 @@ def reported(engine: Engine) -> Iterator[None]:
     except (DBAPIError, engine.dialect.loaded_dbapi.Error) as error:
         if is_postgres(engine):
             if (told := postgres.told(engine, error)) is not None:
-                raise UserError(told) from error
+                raise told from error
             raise
         found = error.orig if isinstance(error, DBAPIError) else error
         code = getattr(found, "sqlite_errorcode", 0) & 0xFF  # above it: the extended code

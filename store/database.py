@@ -374,9 +374,11 @@ class Store(Stages):
 
     def _checkpoint(self, session: Session, row: CheckpointRow) -> Checkpoint:
         found = rows.checkpoint_record(row)
-        base = None if row.base_id is None else session.get_one(CheckpointRow, row.base_id).path
-        base_path = None if base is None else self.root / base
-        return replace(found, path=self.root / found.path, base_path=base_path)
+        found = replace(found, path=self.root / found.path)
+        if row.base_id is None:
+            return found
+        base = session.get_one(CheckpointRow, row.base_id)
+        return replace(found, base_path=self.root / base.path, base_digest=base.digest)
 
     def checkpoints(
         self, model: str | None = None, round_id: int | None = None

@@ -13,6 +13,11 @@ class UserError(Exception):
     """
 
 
+class Away(UserError):
+    """A server that answered before does not, or has broken off what it was asked: it can be asked
+    again when it is back."""
+
+
 class Waiting(Exception):
     """A person is to do something before the run can go on; what, in a sentence.
 

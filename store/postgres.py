@@ -26,7 +26,7 @@ from sqlalchemy import URL, Connection, Engine, Table, create_engine, event, mak
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from store import dialect
-from store.errors import UserError
+from store.errors import Away, UserError
 
 POINTER = "store.json"
 """What a run directory has instead of a database file."""
@@ -55,6 +55,8 @@ REFUSED = {
     "XX002": "cannot be read: it is damaged",
 }
 """SQLSTATEs, or how they begin, that tell of the server and not of us."""
+LOST = ("08", "57P")
+"""Those of a server that ended the connection, and may be back."""
 SAID = {
     r"authentication failed|no password supplied|no pg_hba\.conf|role .* does not exist": "28",
     r"database .* does not exist": "3D",
@@ -142,7 +144,7 @@ def connect(place: Place) -> Engine:
         pool_pre_ping=True,
         connect_args={
             "connect_timeout": 10,
-            # A plan that is kept was made when the tables were small: it reads them from end to end.
+            # A plan that is kept was made when tables were small: it reads them from end to end.
             "prepare_threshold": None,
             "keepalives_idle": 30,
             "keepalives_interval": 10,
@@ -233,8 +235,8 @@ def _secret(place: Place) -> dict[str, str]:
     return {"password": password}
 
 
-def told(engine: Engine, error: Exception) -> str | None:
-    """What is wrong with the server, in a sentence. None: the error is not about the server."""
+def told(engine: Engine, error: Exception) -> UserError | None:
+    """What is wrong with the server. None: the error is not about the server."""
     api = driver()
     found: Any = error.orig if isinstance(error, DBAPIError) else error
     said = " ".join(str(found).split())
@@ -244,8 +246,11 @@ def told(engine: Engine, error: Exception) -> str | None:
         state = next((SAID[each] for each in SAID if re.search(each, said)), None)
     what = next((REFUSED[known] for known in REFUSED if state and state.startswith(known)), None)
     if gone and what is None:
-        what = "cannot be reached"
-    return None if what is None else f"{shown(engine.url)} {what} ({said})"
+        state, what = LOST[0], "cannot be reached"
+    if what is None:
+        return None
+    kind = Away if state and state.startswith(LOST) else UserError
+    return kind(f"{shown(engine.url)} {what} ({said})")
 
 
 class Lock:
@@ -274,7 +279,7 @@ class Lock:
                 return self._take()
             except driver().Error as error:
                 self._close()
-                raise UserError(told(self._engine, error) or str(error)) from error
+                raise told(self._engine, error) or UserError(str(error)) from error
 
     def _take(self) -> bool:
         pooled = self._engine.raw_connection()

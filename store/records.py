@@ -301,7 +301,8 @@ class Checkpoint:
     base_id: int | None = None
     """What an adapter is laid over."""
     base_path: Path | None = None
-    """Where that lies. The store fills it in."""
+    """Where that lies, and its digest. The store fills them in."""
+    base_digest: str | None = None
     id: int | None = None
 
 

@@ -166,12 +166,12 @@ def verdict_record(row: Any) -> Verdict:
 
 
 def checkpoint_record(row: Any) -> Checkpoint:
-    return _like(Checkpoint, row, path=Path(row.path), base_path=None)
+    return _like(Checkpoint, row, path=Path(row.path), base_path=None, base_digest=None)
 
 
 def checkpoint_row(checkpoint: Checkpoint) -> dict[str, Any]:
     row = asdict(checkpoint)
-    del row["id"], row["base_path"]
+    del row["id"], row["base_path"], row["base_digest"]
     return row | {"path": str(checkpoint.path)}
 
 

@@ -438,6 +438,8 @@ def test_a_run_stays_the_same_when_an_operational_setting_changes(setting):
     [
         ("engine.cache_gib=0.5", "models.policy.engine.cache_gib"),
         ("engine.batch_size=8", "models.policy.engine.batch_size"),
+        ("engine.gpu_memory=0.5", "models.policy.engine.gpu_memory"),
+        ("engine.url=http://127.0.0.1:8000", "models.policy.engine.url"),
         ("trainer.micro_batch_size=8", "models.policy.trainer.micro_batch_size"),
         ("warmup.trainer.gradient_checkpointing=true", "warmup.trainer.gradient_checkpointing"),
     ],

@@ -8,10 +8,15 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.numpy import save_file
 
 import small_model
@@ -181,6 +186,67 @@ def test_versions_that_do_not_go_together(here: Path, monkeypatch: Any) -> None:
     assert seen["vllm"]["state"] == "note"  # nothing here asks for it
     assert seen["vllm"]["said"] == "0.32.0 is built for torch==2.13.0, and torch is 2.9.0"
     assert seen["vllm"]["type"] == "pip install --upgrade 'ratchet-loop[vllm]'"
+
+
+@contextmanager
+def vllm_at(version: str) -> Iterator[str]:
+    """A server that says which vLLM it is, and nothing else."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            said = json.dumps({"version": version}).encode()
+            self.send_response(200 if self.path == "/version" else 404)
+            self.send_header("Content-Length", str(len(said)))
+            self.end_headers()
+            self.wfile.write(said)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_a_vllm_of_ones_own_is_asked_which_it_is_and_none_is_needed_here(here: Path) -> None:
+    def seen(url: str, code: int) -> dict[str, dict[str, str]]:
+        return found("--set", "engine.use=vllm", "--set", f"engine.url={url}", code=code)
+
+    with vllm_at("0.32.0") as url:
+        right = seen(f"{url}/v1", 0)
+        assert right["vllm"]["state"] == "ok"
+        assert right[f"vllm at {url}"]["said"] == "it answers, 0.32.0"
+    gone = seen(url, 2)[f"vllm at {url}"]
+    assert "it does not say its version: " in gone["said"]
+    assert gone["type"].startswith("VLLM_SERVER_DEV_MODE=1 vllm serve FOLDER --worker-extension")
+    with vllm_at("0.31.2") as url:
+        wrong = seen(url, 2)[f"vllm at {url}"]
+    assert wrong["said"] == "it is 0.31.2, and vllm<0.33,>=0.32 is needed"
+    assert wrong["type"] == "pip install --upgrade 'vllm<0.33,>=0.32'"
+
+
+@pytest.mark.parametrize(
+    ("version", "said"),
+    [
+        (None, "it is not installed"),
+        ("0.31.2", "0.31.2 is installed, and vllm<0.33,>=0.32 is needed"),
+        ("0.32.0", f"0.32.0 is built for torch==2.9.0, and torch is {torch.__version__}"),
+    ],
+)
+def test_a_run_with_a_vllm_that_does_not_fit_is_refused_in_a_sentence(
+    here: Path, monkeypatch: Any, version: str | None, said: str
+) -> None:
+    if version is not None:
+        installed(here / "site", "vllm", version, "torch==2.9.0")
+    monkeypatch.syspath_prepend(str(here / "site"))
+    ended = type_("start", "--set", "engine.use=vllm", code=2)
+    right = "right is: pip install --upgrade 'ratchet-loop[vllm]'"
+    assert ended.stderr.strip().endswith(f"engine 'vllm' needs vLLM, and {said}; {right}")
+    assert not (here / "runs").exists()
 
 
 def test_a_package_and_a_python_that_are_missing(here: Path, monkeypatch: Any) -> None:

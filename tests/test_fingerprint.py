@@ -78,6 +78,26 @@ def test_of_a_folder_it_is_what_a_model_has_in_memory(model: Path, tmp_path: Pat
     assert fingerprint.of_folder(tmp_path, torch.float32) == found
 
 
+def test_of_a_folder_only_what_is_read_counts(
+    model: Path, weights: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    """The same weights may lie beside it in another form, as those of Mistral's models do."""
+    found = fingerprint.of_folder(model, torch.float32)
+    for folder in (one := tmp_path / "one", parts := tmp_path / "parts"):
+        folder.mkdir()
+        (folder / "config.json").write_text((model / "config.json").read_text())
+        save_file(weights, folder / "consolidated.safetensors")
+    save_file(weights, one / "model.safetensors")
+    assert fingerprint.of_folder(one, torch.float32) == found
+    names = sorted(weights)
+    files = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
+    for file, those in files.items():
+        save_file({name: weights[name] for name in those}, parts / file)
+    index = {"weight_map": {name: file for file, those in files.items() for name in those}}
+    (parts / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert fingerprint.of_folder(parts, torch.float32) == found
+
+
 def test_of_an_adapter_it_has_the_scale_in_it(model: Path, tmp_path: Path) -> None:
     start = checkpoint(model)
     train(lora(lora_alpha=6), examples(model, 4), start, tmp_path / "adapter")

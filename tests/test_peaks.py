@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import sys
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from roles.policy import embedded, shape
 from roles.policy.decoding import Decoder
 from roles.policy.folders import load_whole
 from roles.policy.shape import Shape
+from test_doctor import installed
 
 README = (Path(__file__).resolve().parent.parent / "README.md").read_text()
 GPU = Device("cuda", 24 << 30, bfloat16=True)
@@ -105,6 +108,28 @@ def test_every_option_that_says_what_is_in_memory_is_heeded() -> None:
     assert longer["train policy"]["activations"] > train["activations"]
     assert stages(size=size, prompt=1024)["train policy"]["peak"] > train["peak"]
     assert stages("trainer.dtype=float32", size=size)["train policy"]["peak"] > train["peak"]
+
+
+def test_vllm_takes_its_share_or_what_it_is_told_to(tmp_path: Path, monkeypatch: Any) -> None:
+    if importlib.util.find_spec("vllm") is None:
+        installed(tmp_path, "vllm", "0.32.0", f"torch=={metadata.version('torch')}")
+        monkeypatch.syspath_prepend(str(tmp_path))
+    size, use = qwen("Qwen2.5-7B-Instruct"), "engine.use=vllm"
+    found = stages(use, size=size)["generate policy"]
+    assert found["weights"] == 2 * size.parameters  # in bfloat16, unless it is told otherwise
+    assert found["peak"] == int(0.9 * GPU.bytes)
+    assert found["fits"]
+    small = stages(use, "engine.gpu_memory=0.5", size=size)["generate policy"]
+    assert not small["fits"]  # the weights alone are more
+    assert stages(use, *small["less"], size=size)["generate policy"]["fits"]
+    told = stages(use, "engine.cache_gib=2.0", size=size)["generate policy"]
+    assert told["cache"] == 2 << 30
+    halves = stages(use, "engine.tensor_parallel=2", size=size)["generate policy"]
+    assert halves["weights"] == size.parameters
+    on_a_cpu = stages(use, size=size, device=Device("cpu"))["generate policy"]
+    assert (on_a_cpu["weights"], on_a_cpu["cache"]) == (4 * size.parameters, 4 << 30)
+    elsewhere = stages(use, "engine.url=http://127.0.0.1:1", size=size)["generate policy"]
+    assert elsewhere["peak"] is None
 
 
 def test_a_judge_takes_memory_where_it_asks_a_local_model(tmp_path: Path) -> None:

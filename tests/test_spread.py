@@ -8,6 +8,7 @@ from typing import Any
 import psutil
 import pytest
 
+from loop import run
 from loop import verify as verification
 from runs import loop, printed, scripted_toml, start
 from store.database import Store
@@ -87,6 +88,20 @@ def test_one_that_dies_each_time_stops_the_run_in_a_sentence_and_it_goes_on(
     ended = loop("start", root)
     assert ended.returncode == 0, ended.stderr
     assert rows(root)["candidate"] == alone["candidate"]
+
+
+def test_what_lacks_memory_there_is_done_again_with_less_at_once(
+    tmp_path: Path, alone: dict[str, list[dict[str, Any]]]
+) -> None:
+    sets = [*fragile(tmp_path, "engine", "")[:1], "engine.fits=2"]
+    root, said = spread(tmp_path, *sets)
+    assert "a worker of stage 'evaluate' lacked memory (MemoryError: 8 at once)" in said
+    assert "done again with models.policy.engine.batch_size=4" in said
+    assert "done again with models.policy.engine.batch_size=2" in said
+    found = rows(root)
+    for table in ("asked", "candidate", "judgement", "decision"):
+        assert found[table] == alone[table], table
+    assert run.stored_config(root).models["policy"].engine.options["batch_size"] == 2
 
 
 def test_what_a_role_raises_there_ends_the_run_here_with_its_words(tmp_path: Path) -> None:

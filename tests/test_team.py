@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -173,6 +175,22 @@ def test_one_that_is_killed_ends_the_training_with_how(start: Checkpoint, tmp_pa
     assert not torch.distributed.is_initialized()
     after = train(trainer, start, tmp_path / "into")
     assert [each.step for each in after.steps] == [1, 2, 3, 4]
+
+
+def test_one_that_is_killed_before_it_joins_is_not_waited_for(
+    start: Checkpoint, tmp_path: Path
+) -> None:
+    def kill() -> None:
+        while not (there := members()):
+            time.sleep(0.01)
+        there[0].kill()
+
+    aside = threading.Thread(target=kill)
+    aside.start()
+    with pytest.raises(ChildProcessError, match=r"process 1 of those .* ended by signal 9"):
+        train(Supervised(**GIVEN, micro_batch_size=2, processes=2), start, tmp_path / "into")
+    aside.join()
+    assert members() == []
 
 
 def test_what_one_lacks_all_are_told(start: Checkpoint, tmp_path: Path) -> None:

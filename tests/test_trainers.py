@@ -29,6 +29,7 @@ from roles.policy.encoding import prompt_ids
 from roles.trainers import saves
 from roles.trainers.preference import Preference
 from roles.trainers.supervised import Supervised
+from runs import loop
 from store.errors import UserError
 from store.records import Call, Candidate, Checkpoint, Example, Message, Prompt, Training
 
@@ -581,12 +582,13 @@ def test_several_processes_do_not_train_together(start: Checkpoint, tmp_path: Pa
 
 
 @pytest.mark.parametrize("way", ["FSDP", "DEEPSPEED"])
-def test_a_model_is_not_trained_in_parts(
-    start: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
-) -> None:
-    monkeypatch.setenv(f"ACCELERATE_USE_{way}", "true")
-    with pytest.raises(UserError, match=f"ACCELERATE_USE_{way} is set .* start it without"):
-        train(small(), make_examples(start, 2), start, tmp_path / "into")
+def test_a_model_is_not_trained_in_parts(tmp_path: Path, way: str) -> None:
+    name = f"ACCELERATE_USE_{way}"
+    ended = loop("start", "--runs", tmp_path / "runs", env={name: "true"})
+    assert ended.returncode == 2
+    assert ended.stderr.startswith(f"loop: {name} is set in the environment, and each process")
+    assert ended.stderr.strip().endswith("holds the whole model; start it without")
+    assert not (tmp_path / "runs").exists()
 
 
 # Imitation that is held to a reference

@@ -8,9 +8,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from safetensors.torch import load_file, save_file
 import small_model
 from roles.policy.transformers import TransformersEngine
 from roles.policy.vllm import VllmEngine
+from roles.policy.vllm_server import Started
 from small_model import checkpoint, examples, question
 from store.errors import UserError
 from store.records import Checkpoint, Completion, Sampling
@@ -38,14 +40,17 @@ SHAPE = {"hidden_size": 128, "intermediate_size": 256}  # heads of 32, which vLL
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Checkpoint]:
-    """Two of one shape, and an adapter of the first."""
+    """Two of one shape, and two adapters of the first."""
     folder = tmp_path_factory.mktemp("models")
     made = {
         name: checkpoint(small_model.build(folder / name, seed, **SHAPE))
         for seed, name in enumerate(("first", "second"))
     }
-    train(lora(), examples(made["first"].path, 8), made["first"], folder / "adapter")
-    return made | {"adapter": checkpoint(folder / "adapter", made["first"])}
+    for name, rate in (("adapter", 1e-3), ("other", 3e-2)):
+        trainer = lora(learning_rate=rate)
+        train(trainer, examples(made["first"].path, 8), made["first"], folder / name)
+        made[name] = checkpoint(folder / name, made["first"])
+    return made
 
 
 @pytest.fixture(scope="module", params=["in process", "served"])
@@ -248,6 +253,95 @@ def test_what_rests_has_given_its_memory_back_and_what_died_is_begun_anew(
     engine.rest()
     _, left = psutil.wait_procs([*there, *begun], timeout=30)
     assert [each for each in left if "resource_tracker" not in " ".join(each.cmdline())] == []
+
+
+def test_one_adapter_after_another_is_read_by_the_vllm_that_runs(
+    engine: VllmEngine, models: dict[str, Checkpoint]
+) -> None:
+    expected = {name: greedy(ours(models[name])) for name in ("adapter", "other")}
+    assert expected["adapter"] != expected["other"]
+    assert greedy(engine.open(models["adapter"])) == expected["adapter"]
+    there = computing()
+    for name in ("other", "adapter", "other"):
+        assert greedy(engine.open(models[name])) == expected[name]
+    assert computing() == there
+
+
+def test_a_base_that_was_changed_under_its_adapter_is_refused(
+    engine: VllmEngine, models: dict[str, Checkpoint], tmp_path: Path
+) -> None:
+    base = copied(models["first"], tmp_path / "base")
+    adapter = replace(models["adapter"], base_path=base.path, base_digest=base.digest)
+    assert greedy(engine.open(adapter)) == greedy(ours(adapter))
+    engine.rest()
+    shutil.copy(models["second"].path / "model.safetensors", base.path)
+    with pytest.raises(UserError, match=r"the content of .*base is not what it was"):
+        greedy(engine.open(adapter))
+
+
+def test_what_prompts_begin_with_alike_is_read_once(models: dict[str, Checkpoint]) -> None:
+    """As a judge's instructions are. On a CPU vLLM shares whole blocks of 128 tokens."""
+    from vllm import SamplingParams
+
+    engine = VllmEngine(**ENGINE)
+    policy = engine.open(models["first"])
+    begin = "Say which answer is better, and why. " * 7
+    asked = [question(f"{begin} What is {n} and {n}?") for n in range(4)]
+    ids = [policy.prompt_ids(each) for each in asked]
+    shared = next(n for n, both in enumerate(zip(*ids, strict=False)) if len(set(both)) > 1)
+    assert shared > 128
+    policy.sample(asked[:1], sampling=GREEDY, seeds=[[0]])
+    found = engine._running._llm.generate(  # type: ignore[union-attr]
+        [{"prompt_token_ids": list(each)} for each in ids[1:]],
+        SamplingParams(max_tokens=1),
+        use_tqdm=False,
+    )
+    engine.rest()
+    assert [each.num_cached_tokens for each in found] == [shared // 128 * 128] * 3
+
+
+@pytest.fixture
+def somewhere(models: dict[str, Checkpoint]) -> Iterator[Callable[[str], str]]:
+    """Starts a server of somebody else's, with a model, in place of the one before. Its URL."""
+    up: list[Started] = []
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+
+    def start(name: str) -> str:
+        for each in up:
+            each.close()
+        arguments = VllmEngine(**ENGINE, serve=True).arguments(models[name], models[name].path)
+        up[:] = [Started(arguments | {"port": port}, concurrency=8, timeout_s=300.0)]
+        return f"http://127.0.0.1:{port}/v1"
+
+    yield start
+    for each in up:
+        each.close()
+
+
+def test_a_server_that_runs_already_is_asked_while_it_has_the_weights(
+    somewhere: Callable[[str], str], models: dict[str, Checkpoint]
+) -> None:
+    engine = VllmEngine(url=somewhere("first"), timeout_s=120.0)
+    policy = engine.open(models["first"])
+    expected = greedy(ours(models["first"]))
+    assert greedy(policy) == expected
+    engine.end()
+    assert greedy(policy) == expected
+    with pytest.raises(UserError, match=r"has other weights .* on a CPU they cannot be replaced"):
+        greedy(engine.open(models["second"]))
+    assert greedy(policy) == expected
+    # Started anew, by whoever runs it, with what is another model under the same address.
+    somewhere("second")
+    with (
+        pytest.warns(UserWarning, match="was started anew since its weights were proven"),
+        pytest.raises(UserError, match=r"has other weights .* on a CPU they cannot be replaced"),
+    ):
+        greedy(policy)
+    somewhere("first")
+    assert greedy(policy) == expected
+    engine.end()
 
 
 DIES = """

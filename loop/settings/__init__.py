@@ -17,10 +17,10 @@ from loop.settings.surroundings import (
     Stage,
 )
 from loop.settings.tracks import ROLES, Mix, Model, Track, Warmup
-from loop.settings.whole import OF_MEMORY, Config, flat, of_place, operational
+from loop.settings.whole import OF_MEANS, Config, flat, of_place, operational
 
 __all__ = [
-    "OF_MEMORY",
+    "OF_MEANS",
     "OPERATIONAL",
     "ROLES",
     "Alarms",

@@ -187,20 +187,23 @@ def flat(config: Config) -> dict[str, Any]:
     return found
 
 
-OF_MEMORY = {
-    "engine": {"cache_gib", "batch_size"},
+OF_MEANS = {
+    "engine": {
+        *("cache_gib", "batch_size", "gpu_memory", "sleep"),
+        *("serve", "url", "key_env", "concurrency", "timeout_s"),
+    },
     "trainer": {"micro_batch_size", "processes", "gradient_checkpointing", "save_every_s"},
     "warmup_trainer": {"micro_batch_size", "processes", "gradient_checkpointing", "save_every_s"},
 }
-"""Options of roles that say how much is in memory at once and how often it is saved. They may
-change in a run that ran out of it."""
+"""Options of roles that say with what means the same is computed: how much is in memory at once,
+where a server is, how often something is saved. They may change in a run that ran out of them."""
 
 
 def operational(key: str) -> bool:
     """Whether a setting, named by its dotted key, may change during a run."""
     model: Any = Config
     *_, table, option = ["", *key.split(".")]
-    if option in OF_MEMORY.get(table, ()):
+    if option in OF_MEANS.get(table, ()):
         return True
     for part in key.split("."):
         if get_origin(model) is dict:  # `part` is the user's name for a table of it

@@ -12,15 +12,18 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import torch
 from torch import Tensor
 
 from store import checkpoints
 
+_PROCESS = uuid4().hex
 _CHUNK, _ROWS = 1 << 22, 256
 _FIRST, _SECOND = 0x1E3779B97F4A7C15, 0x3F58476D1CE4E5B9  # odd, and of both halves
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_WHOLE = ("adapter_model.safetensors", "model.safetensors")
 _LEFT = (".inv_freq", ".attn.masked_bias", ".attn.bias")
 """What old files hold and no engine reads: it follows from the configuration."""
 
@@ -65,13 +68,22 @@ def of_adapter(path: Path, dtype: torch.dtype) -> int:
 
 
 def stored(path: Path) -> Iterator[tuple[str, Tensor]]:
-    """Name and content of each tensor in a folder's safetensors files, one after the other."""
+    """Name and content of each tensor that a folder's weights are, one after the other."""
     from safetensors import safe_open
 
-    for file in sorted(path.glob(checkpoints.WEIGHTS)):
+    for file in _weight_files(path):
         with safe_open(file, framework="pt") as opened:
             for name in opened.keys():  # noqa: SIM118  (it is no dictionary)
                 yield name, opened.get_tensor(name)
+
+
+def _weight_files(path: Path) -> list[Path]:
+    """Those that are read. Others beside them may hold the same weights in another form."""
+    for whole in (path / name for name in _WHOLE):
+        if whole.is_file():
+            return [whole]
+    table = json.loads((path / checkpoints.INDEX).read_text(encoding="utf-8"))
+    return [path / name for name in sorted(set(table["weight_map"].values()))]
 
 
 def joined(workers: Sequence[dict[str, str]]) -> int:
@@ -89,6 +101,10 @@ class Worker:
 
     Answers are of strings and lists, since they also go over HTTP.
     """
+
+    def ratchet_process(self) -> str:
+        """Told apart from every other process, one on the same port later among them."""
+        return _PROCESS
 
     def ratchet_weights(self) -> dict[str, Any]:
         """The model's dtype and device, which log-probabilities it tells, and the fingerprint of

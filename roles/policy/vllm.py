@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal, Protocol, TypeVar
 import torch
 from pydantic import Field
 
+from roles import footprint
 from roles.policy import adapters, fingerprint, vllm_version
 from roles.policy.rows import Drawn, Ids, Row
 from roles.policy.text import TextPolicy
@@ -28,8 +29,13 @@ from store.records import Checkpoint, Message, Prompt, Sampling
 
 Found = TypeVar("Found")
 WORKER = "roles.policy.vllm_worker.Worker"
-PROBE = "Why?  1234567890 éßø 漢字 🙂\n\tIs <b>it</b> {{so}}, don't \\you 'think'?"
-"""A question with something in it that tokenizers disagree on."""
+_QUESTION = "Why?  1234567890 éßø 漢字 🙂\n\tIs <b>it</b> {{so}}, don't \\you 'think'?"
+PROBE = (
+    Message(role="user", content=_QUESTION),
+    Message(role="assistant", content="It is."),
+    Message(role="user", content=_QUESTION),
+)
+"""A chat with something in it that tokenizers disagree on, and more turns than one."""
 RAW = "raw_logprobs"
 """Before temperature and truncation, as the other engine tells them."""
 TRIES = 3
@@ -61,8 +67,8 @@ class Running(Protocol):
         """Of each text by the whole weights: log p of each token but the first, in nats."""
         ...
 
-    def chat_ids(self, question: str) -> list[int]:
-        """What a question becomes by vLLM's own tokenizer and chat template."""
+    def chat_ids(self, messages: Sequence[Message]) -> list[int]:
+        """What a chat becomes by vLLM's own tokenizer and chat template."""
         ...
 
     def add(self, adapter: Checkpoint) -> None:
@@ -80,6 +86,8 @@ class Running(Protocol):
     def sleep(self) -> None:
         """Give back what memory it holds. The next call is reload()."""
         ...
+
+    def asleep(self) -> bool: ...
 
     def close(self) -> None:
         """End it. All its memory has returned."""
@@ -158,7 +166,7 @@ class VllmEngine:
         if policy.checked and checkpoint.digest in self._proven and not self._asleep:
             assert self._running is not None  # what ends it forgets what was proven
             return self._running
-        _check_folder(checkpoint)
+        checkpoints.check(checkpoint)
         whole = adapters.base_path(checkpoint)
         try:
             running = self._with_weights(checkpoint, whole)
@@ -212,6 +220,8 @@ class VllmEngine:
         if self._running is None:
             self._running = self._start(checkpoint, whole)
             self._begun, self._whole = checkpoint, None
+            if self.url is not None:
+                self._given(self._running, whole)
         elif self._asleep or self._whole != whole:
             self._proven, self._whole = set(), None
             self._running.reload(whole)
@@ -223,6 +233,20 @@ class VllmEngine:
             self._whole, self._reloads = whole, workers[0]["device"] != "cpu"
         self._asleep = False
         return self._running
+
+    def _given(self, server: Running, whole: Path) -> None:
+        """Give a server of somebody else's the weights, unless it has them."""
+        if not server.asleep():
+            workers = server.ask("ratchet_weights")
+            if _unlike([workers], whole, fingerprint.of_folder) is None:
+                return
+            if workers[0]["device"] == "cpu":
+                raise UserError(
+                    f"the vLLM at {self.url} has other weights than those in {whole}, and on a CPU "
+                    "they cannot be replaced; start it with that folder, or right is "
+                    "engine.serve = true, without engine.url"
+                )
+        server.reload(whole)
 
     def _goes_on(self, checkpoint: Checkpoint) -> bool:
         """Whether a vLLM that runs can take the checkpoint without being begun anew."""
@@ -241,7 +265,8 @@ class VllmEngine:
 
     def _start(self, checkpoint: Checkpoint, whole: Path) -> Running:
         if self.url is None and self.cache_gib is None:
-            os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "4")  # GiB, which only a CPU's reads
+            # Which only a CPU's reads.
+            os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(footprint.VLLM_CPU_CACHE_GIB))
         if self.url is None and not self.serve:
             from roles.policy.vllm_offline import Offline
 
@@ -257,9 +282,7 @@ class VllmEngine:
                 f"the key of {self.url} is to be in the environment variable {self.key_env!r}, "
                 "which is not set"
             )
-        served = Served(self.url, self.concurrency, self.timeout_s, key)
-        served.reload(whole)
-        return served
+        return Served(self.url, self.concurrency, self.timeout_s, key)
 
     def arguments(self, checkpoint: Checkpoint, whole: Path) -> dict[str, Any]:
         """What vLLM is told, by the names that its arguments have in Python."""
@@ -306,7 +329,7 @@ class VllmPolicy(TextPolicy):
     @cached_property
     def probe_ids(self) -> list[int]:
         """What PROBE becomes."""
-        return self.prompt_ids(Prompt(messages=(Message(role="user", content=PROBE),)))
+        return self.prompt_ids(Prompt(messages=PROBE))
 
     @property
     def positions(self) -> int | None:
@@ -371,32 +394,27 @@ def _prove(
     expected: Callable[[Path, torch.dtype], int],
 ) -> None:
     """Raises UserError unless what lies in the folder is there: one of what the workers have."""
+    if (said := _unlike(there, path, expected)) is not None:
+        raise UserError(
+            f"vLLM computes with other weights than those in {path} (fingerprint: {said}); nothing "
+            "was sampled with them"
+        )
+
+
+def _unlike(
+    there: Iterable[Sequence[dict[str, Any]]],
+    path: Path,
+    expected: Callable[[Path, torch.dtype], int],
+) -> str | None:
+    """In what the workers' fingerprints differ from that of the folder; None: one is the same."""
     said = "none"
     for workers in there:
         wanted = expected(path, getattr(torch, workers[0]["dtype"]))
         found = fingerprint.joined([each["weights"] for each in workers])
         if found == wanted:
-            return
+            return None
         said = f"{found:016x}, and {wanted:016x} is right"
-    raise UserError(
-        f"vLLM computes with other weights than those in {path} (fingerprint: {said}); nothing was "
-        "sampled with them"
-    )
-
-
-def _check_folder(checkpoint: Checkpoint) -> None:
-    """Raises UserError unless the folder holds what the store recorded."""
-    now = checkpoints.measure(checkpoint.path, checkpoint.model)
-    for what, before, after in (
-        ("tokenizer", checkpoint.tokenizer_digest, now.tokenizer_digest),
-        ("chat template", checkpoint.template_digest, now.template_digest),
-        ("content", checkpoint.digest, now.digest),
-    ):
-        if before != after:
-            raise UserError(
-                f"the {what} of {checkpoint.path} is not what it was when the checkpoint was "
-                "stored; put the folder back as it was"
-            )
+    return said
 
 
 def _shape(folder: Path) -> dict[str, Any]:

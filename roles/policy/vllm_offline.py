@@ -18,7 +18,7 @@ from roles.policy import devices, vllm_worker
 from roles.policy.rows import Drawn, Ids, Row
 from roles.policy.vllm import Gone
 from store.errors import UserError
-from store.records import Checkpoint, Sampling
+from store.records import Checkpoint, Message, Sampling
 
 GONE_S = 60.0
 """What vLLM's processes are given to end."""
@@ -84,9 +84,9 @@ class Offline:
             for each, ids in zip(found, texts, strict=True)
         ]
 
-    def chat_ids(self, question: str) -> list[int]:
+    def chat_ids(self, messages: Sequence[Message]) -> list[int]:
         ids: list[int] = self._llm.get_tokenizer().apply_chat_template(
-            [{"role": "user", "content": question}],
+            [{"role": each.role, "content": each.content} for each in messages],
             tokenize=True,
             return_dict=False,
             add_generation_prompt=True,
@@ -121,6 +121,9 @@ class Offline:
         with _told("vLLM does not sleep"):
             self._llm.sleep(level=2)
         self._asleep = True
+
+    def asleep(self) -> bool:
+        return self._asleep
 
     def close(self) -> None:
         self._core.shutdown()

@@ -20,9 +20,10 @@ import weakref
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 from urllib.request import urlopen
 
+from roles.policy import vllm_version
 from roles.policy.completions import words_of
 from roles.policy.rows import Drawn, Ids, Row
 from roles.policy.server import run_async, shown_address
@@ -32,7 +33,7 @@ from roles.policy.vllm_offline import ended, settings
 from roles.policy.vllm_worker import DRIVER
 from roles.processes import python_path
 from store.errors import UserError
-from store.records import Checkpoint, Sampling
+from store.records import Checkpoint, Message, Sampling
 
 Found = TypeVar("Found")
 RETRIES = 5
@@ -43,6 +44,8 @@ LEAVE_S = 60.0
 SERVER = "vllm.entrypoints.openai.api_server"
 """What `vllm serve` runs. That command wants a package of its name, which CPU builds lack."""
 MODE = "VLLM_SERVER_DEV_MODE"
+SERVE = f"{MODE}=1 vllm serve FOLDER --worker-extension-cls {WORKER}"
+"""How one is started that says which weights it has."""
 _PDEATHSIG = 1  # of prctl(2)
 
 
@@ -58,10 +61,14 @@ class Served:
         self._key, self._timeout_s = key, timeout_s
         self._at_once = concurrency
         self._wait()
+        version = str(self._get("/version")["version"])
+        if (needed := vllm_version.unfit(version)) is not None:
+            raise UserError(f"{self._root} is vLLM {version}, and {needed} is needed")
         listed = self._get("/v1/models")["data"]
         own = next(each for each in listed if not each.get("parent"))
         self._model, self.context = str(own["id"]), int(own["max_model_len"])
         self._adapters: set[str] = set()
+        self._processes = self.ask("ratchet_process")
 
     def draw(
         self, rows: Sequence[Row], sampling: Sampling, end_ids: Ids, adapter: Checkpoint | None
@@ -97,8 +104,9 @@ class Served:
             for said, ids in zip(self._completed(bodies, None), texts, strict=True)
         ]
 
-    def chat_ids(self, question: str) -> list[int]:
-        asked = {"model": self._model, "messages": [{"role": "user", "content": question}]}
+    def chat_ids(self, messages: Sequence[Message]) -> list[int]:
+        said = [{"role": each.role, "content": each.content} for each in messages]
+        asked = {"model": self._model, "messages": said}
         return list(self._post("/tokenize", asked)["tokens"])
 
     def add(self, adapter: Checkpoint) -> None:
@@ -117,13 +125,12 @@ class Served:
         except UserError as error:
             raise UserError(
                 f"{self._root} does not say which weights it has ({error}); it is to be started "
-                f"with Ratchet beside it, as {MODE}=1 vllm serve FOLDER "
-                f"--worker-extension-cls {WORKER}"
+                f"with Ratchet beside it, as {SERVE}"
             ) from None
         return list(said["results"])
 
     def reload(self, folder: Path) -> None:
-        if self._get("/is_sleeping")["is_sleeping"]:
+        if self.asleep():
             self._post("/wake_up?tags=weights", None)
         body = {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}}
         self._post("/collective_rpc", body)
@@ -134,6 +141,9 @@ class Served:
 
     def sleep(self) -> None:
         self._post("/sleep?level=2", None)
+
+    def asleep(self) -> bool:
+        return bool(self._get("/is_sleeping")["is_sleeping"])
 
     def close(self) -> None:
         """Somebody else started it, and ends it."""
@@ -160,7 +170,19 @@ class Served:
                 tasks = [group.create_task(one(body | {"model": model})) for body in bodies]
             return [task.result() for task in tasks]
 
-        return self._with_client(all_of)
+        try:
+            found = self._with_client(all_of)
+        except UserError:
+            self._stays()
+            raise
+        self._stays()
+        return found
+
+    def _stays(self) -> None:
+        """Raises Gone where whoever runs the server has started it anew, with what weights it was
+        first told to read."""
+        if self.ask("ratchet_process") != self._processes:
+            raise Gone(f"{self._root} was started anew since its weights were proven")
 
     def _get(self, path: str) -> Any:
         return self._with_client(lambda client: self._called(client, "get", path, None))
@@ -182,10 +204,12 @@ class Served:
 
         try:
             return run_async(done())
-        except* Gone as gone:
-            raise gone.exceptions[0] from None
-        except* UserError as wrong:
-            raise wrong.exceptions[0] from None
+        except ExceptionGroup as group:
+            known, bugs = group.split((Gone, UserError))
+            if known is None or bugs is not None:
+                raise
+            gone, wrong = known.split(Gone)
+            raise cast(Any, gone or wrong).exceptions[0] from None
 
     async def _called(self, client: Any, how: str, path: str, body: dict[str, Any] | None) -> Any:
         """What the server answers, asked again while that may help. Raises Gone and UserError."""
@@ -246,9 +270,7 @@ class Started(Served):
     """
 
     def __init__(self, arguments: dict[str, Any], concurrency: int, timeout_s: float) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = arguments.get("port") or _free_port()
         descriptor, name = tempfile.mkstemp(prefix="ratchet-vllm-", suffix=".log")
         self._log = Path(name)
         own = python_path() | {MODE: "1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"}
@@ -284,6 +306,12 @@ class Started(Served):
         return f"; its log, {self._log}, ends: {wrong[-1][-400:] if wrong else ''}"
 
 
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
 def _end(process: subprocess.Popen[bytes]) -> None:
     """End a server in order, or else by force; its memory has returned then."""
     for how in (signal.SIGTERM, signal.SIGKILL):
@@ -301,7 +329,7 @@ def _flags(arguments: dict[str, Any]) -> list[str]:
     flags = []
     for name, value in arguments.items():
         flag = name.replace("_", "-")
-        if name == "model" or value is None:
+        if name in ("model", "port") or value is None:
             continue
         if isinstance(value, bool):
             flags.append(f"--{flag}" if value else f"--no-{flag}")

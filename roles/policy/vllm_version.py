@@ -26,12 +26,19 @@ def misfit() -> str | None:
     name = _name()
     assert name is not None
     found, torch = metadata.version(name), metadata.version("torch")
-    for need in map(Requirement, metadata.requires(OURS) or ()):
-        if need.name == "vllm" and not need.specifier.contains(found, prereleases=True):
-            return f"{found} is installed, and vllm{need.specifier} is needed"
+    if (needed := unfit(found)) is not None:
+        return f"{found} is installed, and {needed} is needed"
     for need in map(Requirement, metadata.requires(name) or ()):
         if need.name == "torch" and not need.specifier.contains(torch, prereleases=True):
             return f"{found} is built for torch{need.specifier}, and torch is {torch}"
+    return None
+
+
+def unfit(found: str) -> str | None:
+    """Which vLLM is needed instead of this version; None where it goes with Ratchet."""
+    for need in map(Requirement, metadata.requires(OURS) or ()):
+        if need.name == "vllm" and not need.specifier.contains(found, prereleases=True):
+            return f"vllm{need.specifier}"
     return None
 
 

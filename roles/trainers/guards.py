@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +17,6 @@ from typing import Any
 import torch
 from transformers import Trainer, TrainerCallback
 from transformers.utils import logging as transformers_logging
-from transformers.utils import strtobool
 
 from kernels.matmul import fast_float32
 from roles.policy import adapters
@@ -38,14 +36,8 @@ def in_one_process(config: Callable[..., Any], **given: Any) -> Any:
 
     The trainers' passes go through the model itself, not through what Trainer would add up its
     gradients with; roles.trainers.team does. Raises UserError where a launcher has started several
-    processes, or a model is to be in parts.
+    processes.
     """
-    for way in ("FSDP", "DEEPSPEED"):
-        if strtobool(os.environ.get(name := f"ACCELERATE_USE_{way}", "false")):
-            raise UserError(
-                f"{name} is set in the environment, and each process of a trainer holds the whole "
-                "model; start it without"
-            )
     arguments = config(**given)
     if arguments.world_size > 1:
         raise UserError(

@@ -8,6 +8,7 @@ their bounds are checked by roles.plugins before a run begins.
 # would be looked up among the names of their module instead of this one's.
 
 import math
+import os
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -26,6 +27,8 @@ def _positive(given: Any) -> Any:
     return given
 
 
+TRUE = ("y", "yes", "t", "true", "on", "1")
+"""What accelerate reads as that in the environment."""
 Rate = Annotated[float | list[float], BeforeValidator(_positive)]
 
 
@@ -84,6 +87,13 @@ class Options:
     it is stored. Needs the package bitsandbytes, and a GPU of NVIDIA's or a CPU."""
 
     def __post_init__(self) -> None:
+        for way in ("FSDP", "DEEPSPEED"):
+            name = f"ACCELERATE_USE_{way}"
+            if os.environ.get(name, "false").lower() in TRUE:
+                raise UserError(
+                    f"{name} is set in the environment, and each process of a trainer holds the "
+                    "whole model; start it without"
+                )
         if self.load_in_4bit:
             if self.lora_rank is None:
                 raise UserError(

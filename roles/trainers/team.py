@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -136,7 +137,11 @@ def together(size: int, device: str, trainer: Any, *arguments: Any) -> Iterator[
                 env |= {} if gpus is None else {"CUDA_VISIBLE_DEVICES": gpus[rank]}
                 others.append(_Other(task, rank, env))
             torch.set_num_threads(max(1, threads // size))
+            for other in others:
+                other.arrive()
             _join(Path(folder), 0, size, device)
+            if gpus is not None:
+                threading.Thread(target=_abort_without, args=(others,), daemon=True).start()
             yield Team(0, size)
             for other in others:
                 other.wait()
@@ -177,6 +182,20 @@ def _join(folder: Path, rank: int, size: int, device: str) -> None:
     )
 
 
+def _arrived(folder: Path, rank: int) -> Path:
+    """A file that says that a process is about to join."""
+    return folder / f"arrived-{rank}"
+
+
+def _abort_without(others: Sequence[_Other]) -> None:
+    """Break off what waits for one that was lost, which NCCL would not notice."""
+    while dist.is_initialized():
+        if any(other.lost() for other in others):
+            dist.group.WORLD.abort()  # type: ignore[union-attr]
+            return
+        time.sleep(1.0)
+
+
 class _Other:
     """A process that was started to train along."""
 
@@ -193,6 +212,13 @@ class _Other:
                 start_new_session=True,
             )
 
+    def arrive(self) -> None:
+        """Wait until it is about to join. Who waits for one that has ended waits for long."""
+        while not _arrived(self._log.parent, self._rank).exists():
+            if self._process.poll() is not None:
+                raise RuntimeError(f"process {self._rank} ended before it joined")
+            time.sleep(0.05)
+
     def gone(self) -> str | None:
         """How it ended, if it did so before its time."""
         try:
@@ -204,6 +230,9 @@ class _Other:
         said = " ".join(self._log.read_text(errors="replace").split())[-SHOWN:]
         how = f"was ended by signal {-code}" if code < 0 else f"ended with code {code}"
         return f"process {self._rank} of those that train together {how}: {said}"
+
+    def lost(self) -> bool:
+        return self._process.poll() not in (None, 0)
 
     def wait(self) -> None:
         code = self._process.wait()
@@ -224,6 +253,7 @@ def main(task: Path, rank: int) -> None:
 
     threading.Thread(target=_end_with_leader, daemon=True).start()
     size, device, trainer, arguments = pickle.loads(task.read_bytes())
+    _arrived(task.parent, rank).touch()
     _join(task.parent, rank, size, device)
     team._member = Team(rank, size)
     with suppress(KeyboardInterrupt):  # the run was asked to stop, and the leader has saved
