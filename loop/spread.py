@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import socket
+import tempfile
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +24,7 @@ from loop.apart import smaller
 from loop.child import maker
 from loop.hands import Hands
 from loop.outcome import Lost, heard, told
-from loop.seat import Seat
+from loop.seat import CACHE, Seat
 from loop.settings import Cluster, Config, Role
 from loop.tasks import Answering, Judging, Task
 from roles.processes import python_path
@@ -45,6 +46,10 @@ class Worker:
     def __init__(self, tables: dict[str, Any], root: str) -> None:
         self._root = Path(root)
         config = configuration.validate(tables)
+        if config.cluster.address is not None and config.cache.path is None:
+            # Several machines cannot write one SQLite file on a disk that they share.
+            self._own = tempfile.TemporaryDirectory(prefix="ratchet-worker-")
+            config = configuration.change(config, [f"cache.path={self._own.name}/{CACHE}"])
         self._said: list[str] = []
         self._seat = Seat(config, maker(config), self._root, self._said.append)
         warnings.showwarning = self._warned

@@ -7,6 +7,7 @@ top. tests/test_footprint.py holds the formulas to what autograd keeps and to wh
 
 from __future__ import annotations
 
+import math
 from dataclasses import astuple, dataclass
 from typing import Literal
 
@@ -94,6 +95,8 @@ def sampling(
         bound = cache_beside(device.bytes if device.kind == "cuda" else None, weights)
     wanted = (at_once * lengths.prompt + rows * lengths.answer) * token
     cache = max(min(wanted, bound), lengths.both * token)
+    if wanted > cache:  # fewer go at once then
+        at_once, rows = (max(1, math.ceil(each * cache / wanted)) for each in (at_once, rows))
     reading = min(READ_AT_ONCE, at_once * lengths.prompt)
     logits = rows * shape.vocabulary * (weight_bytes + DRAWING * (device.kind == "cuda"))
     passing = _passing(shape, reading, weight_bytes) + reading * token

@@ -101,7 +101,9 @@ def question(text: str = "What is the sum of 17 and 25?") -> Prompt:
 def checkpoint(folder: Path, base: Checkpoint | None = None) -> Checkpoint:
     """What a folder holds, as the store would say it; of an adapter, with its base."""
     found = checkpoints.measure(folder, "policy")
-    return found if base is None else replace(found, base_id=1, base_path=base.path)
+    if base is None:
+        return found
+    return replace(found, base_id=1, base_path=base.path, base_digest=base.digest)
 
 
 def examples(folder: Path, count: int, *, pairs: bool = True) -> list[Example]:

@@ -14,9 +14,13 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
+from loop import casting
+from loop import config as configuration
+from loop.seat import Seat
+from loop.tasks import Learning
 from roles.plugins import load
 from roles.policy import adapters
 from roles.policy.encoding import prompt_ids
@@ -452,6 +456,49 @@ def test_demonstrations_are_imitated_over_4_bits(base: Checkpoint, tmp_path: Pat
     training = train(trainer, given, base, tmp_path / "into")
     assert training.steps[-1].loss < training.steps[0].loss
     assert sum(totals(checkpoint(tmp_path / "into", base), given)) > sum(totals(base, given))
+
+
+FAULTS = {
+    "adapter_model.safetensors": "the content of .*adapter",
+    "chat_template.jinja": "the chat template of .*adapter",
+    "tokenizer.json": "the tokenizer of .*adapter",
+    "base": "the content of .*model",
+}
+
+
+@pytest.mark.parametrize("changed", FAULTS)
+def test_what_was_changed_since_it_was_stored_is_neither_sampled_nor_learned_from(
+    changed: str, tmp_path: Path
+) -> None:
+    base = checkpoint(build(tmp_path / "model"))
+    train(lora(), examples(base.path, 4), base, tmp_path / "adapter")
+    adapter = checkpoint(tmp_path / "adapter", base)
+    config = configuration.read(sets=[f"model.path={base.path}", "engine.device=cpu"])
+    roles = casting.load_roles(config)
+    seat = Seat(config, lambda role: roles[id(role)], tmp_path, print)
+    sampled = seat.policy(adapter).sample([question("abc")], sampling=Sampling(), seeds=[[1]])
+    assert len(sampled[0]) == 1
+    seat.close_policy()
+    file = base.path / "model.safetensors" if changed == "base" else adapter.path / changed
+    if file.suffix == ".safetensors":
+        weights = load_file(file)
+        next(iter(weights.values())).view(-1)[0] += 1.0
+        save_file(weights, file, {"format": "pt"})
+    elif file.suffix == ".json":
+        table = json.loads(file.read_text())
+        table["model"]["merges"].pop()
+        file.write_text(json.dumps(table))
+    else:
+        file.write_text(file.read_text() + " ")
+    said = rf"{FAULTS[changed]} is not what it was when the checkpoint was stored"
+    with pytest.raises(UserError, match=said):
+        seat.policy(adapter)
+    given = tuple(examples(adapter.path, 4))
+    for start, reference in ((adapter, base), (base, adapter)):
+        task = Learning("models.policy.trainer", given, start, reference, tmp_path / "into", CALL)
+        with pytest.raises(UserError, match=said):
+            task.perform(seat)
+    assert not (tmp_path / "into").exists()
 
 
 def test_the_package_asks_for_the_bitsandbytes_that_is_checked_for() -> None:

@@ -427,6 +427,23 @@ def test_a_model_whose_configuration_is_not_a_table_is_refused(tmp_path, content
         checkpoints.locate(str(tmp_path))
 
 
+def test_a_change_is_found_whatever_time_it_claims(final):
+    made = checkpoints.measure(published(final), "policy")
+    weights = final / "model.safetensors"
+    for _ in range(2):
+        checkpoints.check(made)
+    before = weights.stat()
+    weights.write_bytes(weights.read_bytes()[::-1])
+    os.utime(weights, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(UserError, match=r"the content of .* is not what it was"):
+        checkpoints.check(made)
+    weights.write_bytes(weights.read_bytes()[::-1])
+    checkpoints.check(made)
+    shutil.rmtree(final)
+    with pytest.raises(UserError, match="no folder"):
+        checkpoints.check(made)
+
+
 @pytest.mark.parametrize("name", ["nobody/has-this-model", "no-such-model", "not a name/at all"])
 def test_a_hub_model_that_is_not_here_is_one_sentence_when_offline(name, tmp_path):
     code = (

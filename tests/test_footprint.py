@@ -89,6 +89,12 @@ BATCHES: Mapping[str, tuple[int, dict[str, Any]]] = {
     "an adapter over 4 bits": (6, {"batch_size": 8, "lora_rank": 8, "load_in_4bit": True}),
 }
 """Layers of the model, and what its trainer is told."""
+SAMPLED = {
+    "few answers": (6, 2, {"batch_size": 8}),
+    "many answers": (6, 16, {"batch_size": 256}),
+    "within a bound": (6, 16, {"batch_size": 256, "cache_gib": 0.03}),
+}
+"""Layers of the model, answers to a prompt, and what its engine is told."""
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +103,13 @@ def peaks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[float, fl
     if not Path("/proc/self/clear_refs").exists():
         pytest.skip("the peak of a process is read from Linux's /proc")
     folder = tmp_path_factory.mktemp("peaks")
-    cases = [{"layers": layers, "options": options} for layers, options in BATCHES.values()]
+    cases: list[dict[str, Any]] = [
+        *({"layers": layers, "options": options} for layers, options in BATCHES.values()),
+        *(
+            {"layers": layers, "answers": answers, "options": options}
+            for layers, answers, options in SAMPLED.values()
+        ),
+    ]
     # What is freed goes back to the system at once: the peak is of what is held, and not of what
     # glibc keeps between.
     own = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
@@ -110,8 +122,13 @@ def peaks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[float, fl
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     return {
-        name: (each["bytes"], foretold(*BATCHES[name], each["prompt"]))
-        for name, each in zip(BATCHES, found, strict=True)
+        name: (
+            each["bytes"],
+            foretold(*BATCHES[name], each["prompt"])
+            if name in BATCHES
+            else foretold_of_sampling(*SAMPLED[name], each["prompt"]),
+        )
+        for name, each in zip([*BATCHES, *SAMPLED], found, strict=True)
     }
 
 
@@ -124,8 +141,23 @@ def foretold(layers: int, options: dict[str, Any], prompt: int) -> int:
     return told.peak
 
 
-@pytest.mark.parametrize("name", BATCHES)
-def test_a_training_takes_what_is_foretold(
+def foretold_of_sampling(layers: int, answers: int, options: dict[str, Any], prompt: int) -> int:
+    config = LlamaConfig(**trained_peak.SHAPE, num_hidden_layers=layers, tie_word_embeddings=True)
+    told = footprint.sampling(
+        shape.of(config),
+        4,
+        CPU,
+        Lengths(prompt, trained_peak.ANSWER),
+        prompts=trained_peak.PAIRS,
+        answers=answers,
+        batch_size=options["batch_size"],
+        cache_gib=options.get("cache_gib"),
+    )
+    return told.peak
+
+
+@pytest.mark.parametrize("name", [*BATCHES, *SAMPLED])
+def test_a_training_or_sampling_takes_what_is_foretold(
     peaks: dict[str, tuple[float, float]], name: str
 ) -> None:
     found, told = peaks[name]

@@ -13,9 +13,12 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 
-from loop import outcome
+from loop import casting, outcome
+from loop import config as configuration
 from loop import verify as verification
+from loop.apart import isolates
 from runs import HERE, everything, loop, printed, scripted_toml, start
 from store.database import Store
 
@@ -80,6 +83,21 @@ def children() -> list[psutil.Process]:
     """Processes of this one that perform tasks."""
     own = psutil.Process().children(recursive=True)
     return [each for each in own if each.is_running() and "loop.child" in each.cmdline()]
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_by_itself_a_stage_is_apart_where_it_computes_on_a_gpu(
+    there: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = configuration.read()
+    roles = casting.load_roles(made)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    assert made.isolation == "auto"
+    assert isolates(made, lambda role: roles[id(role)]) is there
+    both = ["engine.device=cpu", "trainer.device=cpu"]
+    on_cpu = configuration.read(sets=both)
+    roles |= casting.load_roles(on_cpu)
+    assert not isolates(on_cpu, lambda role: roles[id(role)])
 
 
 def test_a_run_in_processes_of_their_own_has_the_rows_of_one_without(

@@ -148,6 +148,28 @@ def test_a_question_changes_nothing(in_postgres: Path) -> None:
         assert store.query("SELECT count(*) AS n FROM candidate") == before
 
 
+def test_two_loops_at_once_in_one_database_are_as_each_is_alone(
+    file: Path, folder: Path, postgres: Server
+) -> None:
+    seeds = (11, 12)
+
+    def driven(seed: int, name: str, *sets: str) -> Path:
+        own = ["rounds=1", f"seed={seed}", *sets]
+        root, outcome = start(file, folder / f"{name}-{seed}", own)
+        assert outcome.code == 0, outcome.reason
+        return root
+
+    with ThreadPoolExecutor(2) as aside:
+        url = f"store.url={postgres.url()}"
+        both = list(aside.map(lambda seed: driven(seed, "both", url), seeds))
+    times = "SELECT min(started) AS began, max(ended) AS ended FROM round"
+    (one,), (other,) = (asked(root, times) for root in both)
+    assert max(one["began"], other["began"]) < min(one["ended"], other["ended"])
+    found = [asked(root, SAME) for root in both]
+    assert found[0] != found[1]
+    assert found == [asked(driven(seed, "alone"), SAME) for seed in seeds]
+
+
 def test_runs_in_one_database_do_not_touch_each_other(
     in_postgres: Path, postgres: Server, tmp_path: Path
 ) -> None:

@@ -124,6 +124,7 @@ def test_the_run_verifies(trained: Path) -> None:
     assert verified.returncode == 0, verified.stdout
 
 
+@pytest.mark.slow
 def test_without_anchors_it_is_taken_as_it_comes_and_says_so(tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     text = loop("recipes", "rm-sft-coevolve", "--toml").stdout

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
+from loop import config as configuration
 from loop import run
 from loop import verify as verification
+from loop.spread import Worker
 from runs import loop, printed, scripted_toml, start
 from store.database import Store
 from test_isolation import fragile, only, rows, told
@@ -74,6 +77,7 @@ def test_a_worker_that_dies_costs_its_batches_and_no_run(
     assert again == []
 
 
+@pytest.mark.slow
 def test_one_that_dies_each_time_stops_the_run_in_a_sentence_and_it_goes_on(
     tmp_path: Path, alone: dict[str, list[dict[str, Any]]]
 ) -> None:
@@ -88,6 +92,18 @@ def test_one_that_dies_each_time_stops_the_run_in_a_sentence_and_it_goes_on(
     ended = loop("start", root)
     assert ended.returncode == 0, ended.stderr
     assert rows(root)["candidate"] == alone["candidate"]
+
+
+def test_workers_on_several_machines_write_no_file_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # a worker takes it
+    file = scripted_toml(tmp_path)
+    for sets, apart in (([], False), (["cluster.address=auto"], True)):
+        tables = configuration.read(file, sets=sets).model_dump(mode="json")
+        both = [Worker(tables, str(tmp_path / "runs" / "run")) for _ in range(2)]
+        paths = {each._seat.config.cache.path for each in both}
+        assert paths == {None} if not apart else len(paths) == 2
 
 
 def test_what_lacks_memory_there_is_done_again_with_less_at_once(

@@ -3,12 +3,12 @@
     .venv-vllm/bin/python tests/benchmarks/engines.py [--passes 3] [--threads 2] [--json FILE]
 
 Two models of random weights in float32, the embedded one and one of 100 million parameters with its
-tokenizer. A pass is one call of the policy, 64 prompts with 8 candidates each, at temperature 1 and
-at most 64 tokens, texts in and texts out, with log-probabilities; each draws noise of its own, so
-they make within a percent as many tokens. What must agree first are the greedy tokens. vLLM has
-read the model and compiled what it compiles before. On a CPU its prefix cache shares whole blocks
-of 128 tokens, more than these prompts have. Memory is that of the process that asks, in which only
-transformers computes.
+tokenizer. A pass is one call of the policy, 64 prompts (16 to the larger model) with 8 candidates
+each, at temperature 1 and at most 64 tokens, texts in and texts out, with log-probabilities; each
+draws noise of its own, so they make within a percent as many tokens. What must agree first are the
+greedy tokens. vLLM has read the model and compiled what it compiles before. On a CPU its prefix
+cache shares whole blocks of 128 tokens, more than these prompts have. Memory is that of the process
+that asks, in which only transformers computes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 import models
 import passes
 
-PROMPTS, CANDIDATES, NEW = 64, 8, 64
+CANDIDATES, NEW = 8, 64
 GREEDY = 8
 ENGINES: dict[str, dict[str, Any]] = {
     "transformers": {},
@@ -50,7 +50,7 @@ def build(into: Path, large: bool) -> None:
         ).save_pretrained(into)
 
 
-def sampled(engine: str, folder: str) -> passes.Pass:
+def sampled(engine: str, folder: str, prompts: int) -> passes.Pass:
     from roles.policy.transformers import TransformersEngine
     from roles.policy.vllm import VllmEngine
     from store import checkpoints
@@ -67,7 +67,7 @@ def sampled(engine: str, folder: str) -> passes.Pass:
         raise passes.Unavailable(str(error)) from error
     asked = [
         Prompt(messages=(Message(role="user", content=f"What is {n} times {7 * n + 3}?"),))
-        for n in range(PROMPTS)
+        for n in range(prompts)
     ]
 
     def drawn(count: int, candidates: int, temperature: float) -> list[int]:
@@ -77,17 +77,20 @@ def sampled(engine: str, folder: str) -> passes.Pass:
         return [token for group in groups for one in group for token in one.token_ids]
 
     return passes.Pass(
-        lambda: drawn(PROMPTS, CANDIDATES, 1.0), lambda: {"tokens": drawn(GREEDY, 1, 0.0)}
+        lambda: drawn(prompts, CANDIDATES, 1.0), lambda: {"tokens": drawn(GREEDY, 1, 0.0)}
     )
 
 
 def tables(settings: passes.Settings) -> Iterator[passes.Table]:
-    for title, large in (("embedded", False), ("100 M", True)):
+    for title, prompts in (("embedded", 64), ("100 M", 16)):
         with tempfile.TemporaryDirectory() as folder:
-            build(Path(folder), large)
+            build(Path(folder), large=title != "embedded")
             yield passes.compare(
-                f"{title}: {PROMPTS} prompts x {CANDIDATES} answers of at most {NEW} tokens",
-                {name: (sampled, {"engine": name, "folder": folder}) for name in ENGINES},
+                f"{title}: {prompts} prompts x {CANDIDATES} answers of at most {NEW} tokens",
+                {
+                    name: (sampled, {"engine": name, "folder": folder, "prompts": prompts})
+                    for name in ENGINES
+                },
                 baseline="transformers",
                 agree={"tokens": 0.0},
                 settings=settings,
