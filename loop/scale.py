@@ -35,8 +35,15 @@ def scale(store: Store, config: Config, gpus: int) -> Table:
     {rate (tokens or answers a second, of a process), hours}, answers_a_second, bytes (None where
     the store is no file)}. config: of the run whose store it is.
 
-    Raises UserError where the run sampled and judged nothing in a round.
+    Raises UserError where the run sampled and judged nothing in a round, or by how many processes
+    is not known.
     """
+    run = store.run()
+    if run is not None and any(each["key"] == "cluster.workers" for each in run.changes):
+        raise UserError(
+            f"cluster.workers was changed while {store.root} ran, so how much each process did is "
+            "not known; name another run with --rates"
+        )
     processes = max(1, config.cluster.workers)
     seconds = {
         stage: sum(each.seconds.get(stage, 0.0) for each in store.rounds() if each.number > 0)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from loop import config as configuration
+from loop import run
 from runs import loop, scripted_toml, start
 from store.database import Store
 
@@ -55,6 +58,15 @@ def test_it_is_said_in_words(root: Path) -> None:
     assert said.startswith("1,000,000 prompts x 8 answers on 8 GPUs, by the rates of ")
     assert "generate" in said
     assert "tokens/s a process" in said
+
+
+def test_a_run_whose_workers_were_changed_has_no_rate_of_each(root: Path, tmp_path: Path) -> None:
+    other = tmp_path / root.name
+    shutil.copytree(root, other)
+    run.update(other, configuration.change(run.stored_config(other), ["cluster.workers=2"]))
+    done = loop("plan", "--cluster", "8", "--rates", other)
+    assert done.returncode == 2
+    assert done.stderr.startswith("loop: cluster.workers was changed while ")
 
 
 def test_without_a_run_that_did_both_there_are_no_rates(tmp_path: Path) -> None:
