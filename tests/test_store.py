@@ -309,7 +309,7 @@ BESIDES = {
     "health": ({"id", "round_id", "track", "purpose", "judge"}, set()),
     "example": ({"chosen_id", "rejected_id"}, {"prompt", "chosen", "rejected"}),
     "dropped": ({"id"}, set()),
-    "checkpoint": ({"run_id", "round_id"}, {"base_path"}),
+    "checkpoint": ({"run_id", "round_id"}, {"base_path", "base_digest"}),
     "training_step": ({"checkpoint_id"}, set()),
     "evaluation": ({"id", "checkpoint_id", "round_id"}, set()),
     "decision": ({"id", "run_id", "round_id"}, set()),
