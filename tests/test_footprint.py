@@ -90,9 +90,9 @@ BATCHES: Mapping[str, tuple[int, dict[str, Any]]] = {
 }
 """Layers of the model, and what its trainer is told."""
 SAMPLED = {
-    "few answers": (6, 2, {"batch_size": 8}),
-    "many answers": (6, 16, {"batch_size": 256}),
-    "within a bound": (6, 16, {"batch_size": 256, "cache_gib": 0.03}),
+    "few answers": (3, 1, {"batch_size": 8}),
+    "many answers": (3, 8, {"batch_size": 128}),
+    "within a bound": (6, 8, {"batch_size": 128, "cache_gib": 0.03}),
 }
 """Layers of the model, answers to a prompt, and what its engine is told."""
 

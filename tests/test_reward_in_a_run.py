@@ -137,6 +137,7 @@ def test_without_anchors_it_is_taken_as_it_comes_and_says_so(tmp_path: Path) -> 
     assert "reward: accept, a reward model is measured on [evaluate.anchors]" in said
 
 
+@pytest.mark.slow
 def test_a_reward_model_that_no_judge_of_the_rounds_asks_is_measured_by_one_of_the_anchors(
     tmp_path: Path,
 ) -> None:
