@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -160,8 +160,9 @@ class Apart:
                 return self._child.perform(task, self._say)
             except Lost as lost:
                 self.rest()
-                parts = {place: self._made(self._given.role(place)) for place in task.uses}
-                less = [] if lost.memory is False else smaller(parts, self._config)
+                less = []
+                if lost.memory is not False:
+                    less = smaller(task, self._config, self._given, self._made)
                 told = f"the process of stage {self._stage!r} {lost}"
                 if not left or (lost.memory and not less):
                     raise UserError(told) from lost
@@ -236,18 +237,18 @@ class Away:
         return self.hands.perform(asked)
 
 
-def smaller(parts: Mapping[str, Any], config: Config) -> list[str]:
-    """Settings by which less is in memory at once; none where it cannot be less.
+def smaller(task: Task, config: Config, given: Config, made: Callable[[Role], Any]) -> list[str]:
+    """Settings by which a task has less in memory at once; none where it cannot be less.
 
-    parts: place of a role that holds memory -> what fills it.
+    config: as it is by now. given: that of which the roles were made.
     """
     found = []
-    for place, made in parts.items():
-        options = config.role(place).options
-        if hasattr(made, "rows_at_once"):
-            option, at_once, of = "micro_batch_size", made.rows_at_once, made.batch_size
+    for place in task.uses:
+        role, options = made(given.role(place)), config.role(place).options
+        if hasattr(role, "rows_at_once"):
+            option, at_once, of = "micro_batch_size", role.rows_at_once, role.batch_size
         else:
-            option, at_once, of = "batch_size", getattr(made, "batch_size", 1), None
+            option, at_once, of = "batch_size", getattr(role, "batch_size", 1), None
         most = options.get(option, at_once) // 2
         fits = [n for n in range(most, 0, -1) if of is None or of % n == 0]
         found += [f"{place}.{option}={n}" for n in fits[:1]]

@@ -8,7 +8,7 @@ the policy that wrote.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -179,10 +179,7 @@ class _Planned:
                 adapter=0 if path else self._adapter(model, size),
             )
 
-        table = self._told(stage, path or name, found(engine), device)
-        if table["fits"] is False:
-            table["less"] = fitting.smaller_sampling(engine, found, device)
-        return table
+        return self._of_engine(stage, path or name, engine, found, fitting.SPARE)
 
     def _by_vllm(
         self, stage: str, name: str, path: str | None, size: Shape, lengths: Lengths
@@ -191,6 +188,7 @@ class _Planned:
         if engine.url is not None:  # it is somebody else's, and may be anywhere
             return _row(stage, path or name, None)
         device = self._on(engine)
+        shares = device.kind == "cuda" and engine.cache_gib is None
 
         def found(engine: VllmEngine) -> Footprint:
             return footprint.by_vllm(
@@ -204,9 +202,20 @@ class _Planned:
                 adapter=0 if path else self._adapter(model, size),
             )
 
-        table = self._told(stage, path or name, found(engine), device)
-        if device.kind == "cuda" and device.bytes is not None and engine.cache_gib is None:
-            table["fits"] = fitting.fits(found(engine), device, engine.gpu_memory)
+        share = engine.gpu_memory if shares else fitting.SPARE
+        return self._of_engine(stage, path or name, engine, found, share)
+
+    def _of_engine(
+        self,
+        stage: str,
+        model: str,
+        engine: Any,
+        found: Callable[[Any], Footprint],
+        share: float,
+    ) -> Table:
+        """share: of the device's memory, that tensors may take."""
+        device = self._on(engine)
+        table = self._told(stage, model, found(engine), device, share)
         if table["fits"] is False:
             table["less"] = fitting.smaller_sampling(engine, found, device)
         return table
@@ -285,10 +294,17 @@ class _Planned:
             table["less"] = fitting.smaller_training(trainer, found, device)
         return table
 
-    def _told(self, stage: str, model: str, found: Footprint, device: Device) -> Table:
+    def _told(
+        self,
+        stage: str,
+        model: str,
+        found: Footprint,
+        device: Device,
+        share: float = fitting.SPARE,
+    ) -> Table:
         table = _row(stage, model, found)
         if device.bytes is not None:
-            table["fits"] = fitting.fits(found, device)
+            table["fits"] = fitting.fits(found, device, share)
         return table
 
     # What it needs

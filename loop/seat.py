@@ -56,7 +56,7 @@ class Seat:
         """A judge's model that the run does not improve; the first model's engine opens it."""
         if path not in self._frozen:
             model = next(iter(self.config.models))
-            self._frozen[path] = checkpoints.measure(checkpoints.locate(path), model)
+            self._frozen[path] = checkpoints.as_it_is(checkpoints.locate(path), model)
         return self._frozen[path]
 
     def server(self, name: str) -> Any:

@@ -178,8 +178,7 @@ class Spread:
 
     def _go_on_with_less(self, sent: deque[_Sent], lost: Lost) -> None:
         """Send everything anew to workers that have less in memory at once. Raises UserError."""
-        parts = {place: self._made(self._given.role(place)) for place in sent[0].task.uses}
-        less = smaller(parts, self._config)
+        less = smaller(sent[0].task, self._config, self._given, self._made)
         why = f"a worker of stage {self._stage!r} {lost}"
         if not less:
             raise UserError(why) from lost

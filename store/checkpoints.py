@@ -12,6 +12,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -101,7 +102,7 @@ def check(checkpoint: Checkpoint) -> None:
     Whoever reads weights to compute with them has this asked first. A file that the system calls
     unchanged since this process last read it is not read again.
     """
-    now = _measured(checkpoint.path)
+    now = as_it_is(checkpoint.path, checkpoint.model)
     for what, before, after in (
         ("tokenizer", checkpoint.tokenizer_digest, now.tokenizer_digest),
         ("chat template", checkpoint.template_digest, now.template_digest),
@@ -110,7 +111,9 @@ def check(checkpoint: Checkpoint) -> None:
         if before != after:
             raise _changed(what, checkpoint.path)
     base, digest = checkpoint.base_path, checkpoint.base_digest
-    if base is not None and digest is not None and _measured(base).digest != digest:
+    if base is None or digest is None:
+        return
+    if as_it_is(base, checkpoint.model).digest != digest:
         raise _changed("content", base)
 
 
@@ -125,8 +128,9 @@ _KNOWN: dict[Path, tuple[tuple[Any, ...], Checkpoint]] = {}
 """Folder -> what the system said of its files, and what they were measured to be."""
 
 
-def _measured(path: Path) -> Checkpoint:
-    """Of a folder: its digests, by measure()."""
+def as_it_is(path: Path, model: str) -> Checkpoint:
+    """What measure() says of a folder, which is not read again while the system says that nothing
+    in it has changed."""
     if not path.is_dir():
         raise UserError(f"no folder {str(path)!r} to open a checkpoint from")
     files = ((file, file.stat()) for file in _files(path))
@@ -135,8 +139,8 @@ def _measured(path: Path) -> Checkpoint:
     )
     known = _KNOWN.get(path)
     if known is None or known[0] != there:
-        known = _KNOWN[path] = there, measure(path, "")
-    return known[1]
+        known = _KNOWN[path] = there, measure(path, model)
+    return replace(known[1], model=model)
 
 
 def rebase(checkpoint: Checkpoint) -> None:
